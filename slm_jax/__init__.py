@@ -1,0 +1,1 @@
+"""slm_jax: train speech language models in JAX."""
