@@ -1,0 +1,76 @@
+"""One attention for every network: grouped heads, and a mask told as what it means."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class MaskSpec:
+    """Which of T keys each of S queries sees: every condition given must hold.
+
+    Attributes:
+      causal: keys whose position is not after the query's.
+      window: keys fewer than this many positions before the query (sliding window); with `causal`
+        a query sees `window` keys, itself included.
+      q_segment_ids, kv_segment_ids: int [B, S] and [B, T]; keys of the query's own segment. Give
+        padding the id 0. Both or neither.
+      q_positions, kv_positions: int [B, S] and [B, T]; default is 0, 1, 2... They may restart in
+        each segment. Without segment ids, a key that must stay hidden from a causal query can be
+        given a position beyond it: an unwritten cache slot is.
+    """
+
+    causal: bool = dataclasses.field(default=False, metadata={"static": True})
+    window: int | None = dataclasses.field(default=None, metadata={"static": True})
+    q_segment_ids: jax.Array | None = None
+    kv_segment_ids: jax.Array | None = None
+    q_positions: jax.Array | None = None
+    kv_positions: jax.Array | None = None
+
+    def dense(self, queries: int, keys: int) -> jax.Array | None:
+        """bool [B or 1, S, T], True where the query sees the key; None when it sees all."""
+        q = jnp.arange(queries)[None] if self.q_positions is None else self.q_positions
+        kv = jnp.arange(keys)[None] if self.kv_positions is None else self.kv_positions
+        ahead = kv[:, None, :] - q[:, :, None]
+        conditions = []
+        if self.causal:
+            conditions.append(ahead <= 0)
+        if self.window is not None:
+            conditions.append(ahead > -self.window)
+        if (self.q_segment_ids is None) != (self.kv_segment_ids is None):
+            raise ValueError("MaskSpec: give q_segment_ids and kv_segment_ids, or neither")
+        if self.q_segment_ids is not None and self.kv_segment_ids is not None:
+            conditions.append(self.q_segment_ids[:, :, None] == self.kv_segment_ids[:, None, :])
+        mask = None
+        for condition in conditions:
+            mask = condition if mask is None else mask & condition
+        return mask
+
+
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: MaskSpec) -> jax.Array:
+    """Softmax attention, scores in f32, scaled by head_dim ** -0.5.
+
+    Args:
+      q: [B, S, H, h].
+      k: [B, T, Hkv, h]; H is a multiple of Hkv, and query head i reads key head i // (H / Hkv).
+      v: [B, T, Hkv, h].
+      mask: who sees whom. A query that sees no key gets the mean of all values, never NaN.
+
+    Returns:
+      [B, S, H, h] in the dtype of `v`.
+    """
+    batch, queries, heads, width = q.shape
+    keys, kv_heads = k.shape[1:3]
+    q = q.reshape(batch, queries, kv_heads, heads // kv_heads, width)
+    scores = jnp.einsum("bskgh,btkh->bkgst", q, k, preferred_element_type=jnp.float32)
+    scores *= width**-0.5
+    visible = mask.dense(queries, keys)
+    if visible is not None:
+        scores = jnp.where(visible[:, None, None], scores, jnp.finfo(scores.dtype).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    out = jnp.einsum("bkgst,btkh->bskgh", weights, v)
+    return out.reshape(batch, queries, heads, width)
