@@ -1,0 +1,228 @@
+"""The temporal transformer: one decoder for the Llama, SmolLM2, Mistral and Qwen families."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from slm_jax.nn.attention import MaskSpec, attention
+from slm_jax.nn.layers import Embedding, Linear, RMSNorm, scan_layers, stack
+from slm_jax.nn.rope import RopeScaling, inverse_frequencies, rotate
+
+
+@dataclasses.dataclass(frozen=True)
+class BackboneConfig:
+    """Sizes and family traits of a decoder, in the field's terms.
+
+    Attributes:
+      vocab_size: text ids V.
+      width: residual width D.
+      layers: number of blocks.
+      heads, kv_heads: query heads H and key/value heads; H is a multiple of kv_heads.
+      head_dim: width of one head; D / H unless the family says otherwise (Qwen3).
+      mlp_width: inner width of the gated MLP.
+      rope_theta, rope_scaling: rotary base and how it is stretched.
+      norm_eps: epsilon of every RMSNorm.
+      tie_embeddings: the output head is the embedding table (Llama 3.2, SmolLM2, small Qwens).
+      qkv_bias: q, k and v have biases (Qwen2).
+      qk_norm: RMSNorm over each q and k head (Qwen3).
+      window: sliding window in positions, None for full causal attention (Mistral 7B v0.1).
+      dtype: what activations are computed in; weights keep their own dtype.
+      lora_rank: rank of a low-rank update on every projection of the blocks; 0 for none.
+      lora_alpha: the update is scaled by lora_alpha / lora_rank.
+      remat: what the backward pass recomputes: "none", "dots" (all but products with weights),
+        "full" (all but the layers' inputs).
+    """
+
+    vocab_size: int
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mlp_width: int
+    rope_theta: float = 10_000.0
+    rope_scaling: RopeScaling | None = None
+    norm_eps: float = 1e-5
+    tie_embeddings: bool = False
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    window: int | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    lora_rank: int = 0
+    lora_alpha: float = 16.0
+    remat: Literal["none", "dots", "full"] = "none"
+
+    def __post_init__(self) -> None:
+        if self.heads % self.kv_heads:
+            raise ValueError(f"heads={self.heads} is not a multiple of kv_heads={self.kv_heads}")
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim={self.head_dim} must be even for rotary embedding")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class KVCache:
+    """Keys and values of every layer, [L, B, T, Hkv, h]; slot t holds position t of its row.
+
+    A query at position p sees the slots up to p, so a row may be shorter than its batch: what
+    padding wrote beyond a row's end is overwritten before anything sees it.
+    """
+
+    k: jax.Array
+    v: jax.Array
+
+
+def init_cache(config: BackboneConfig, batch: int, length: int) -> KVCache:
+    """An empty cache for `batch` rows of at most `length` positions."""
+    shape = (config.layers, batch, length, config.kv_heads, config.head_dim)
+    return KVCache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
+
+
+class Attention(nnx.Module):
+    """Grouped-query self-attention with rotary embedding."""
+
+    def __init__(self, config: BackboneConfig, rngs: nnx.Rngs):
+        self.config = config
+        width, head_dim = config.width, config.head_dim
+        query, key = config.heads * head_dim, config.kv_heads * head_dim
+        lora = {"lora_rank": config.lora_rank, "lora_alpha": config.lora_alpha, "rngs": rngs}
+        bias, kv_axes = config.qkv_bias, ("embed", "kv_heads")
+        self.q = Linear(width, query, axes=("embed", "heads"), bias=bias, **lora)
+        self.k = Linear(width, key, axes=kv_axes, bias=bias, **lora)
+        self.v = Linear(width, key, axes=kv_axes, bias=bias, **lora)
+        self.o = Linear(query, width, axes=("heads", "embed"), **lora)
+        if config.qk_norm:
+            self.q_norm = RMSNorm(head_dim, epsilon=config.norm_eps, axes=("head_dim",))
+            self.k_norm = RMSNorm(head_dim, epsilon=config.norm_eps, axes=("head_dim",))
+
+    def project(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """[B, S, D] -> rotated q [B, S, H, h], rotated k and plain v [B, S, Hkv, h]."""
+        config = self.config
+        q, k, v = (
+            layer(x).reshape(*x.shape[:2], -1, config.head_dim)
+            for layer in (self.q, self.k, self.v)
+        )
+        if config.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        frequencies = inverse_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
+        return rotate(q, positions, frequencies), rotate(k, positions, frequencies), v
+
+    def output(self, heads: jax.Array) -> jax.Array:
+        """[B, S, H, h] -> [B, S, D]."""
+        return self.o(heads.reshape(*heads.shape[:2], -1))
+
+
+class GatedMLP(nnx.Module):
+    """down(silu(gate(x)) * up(x)) (Shazeer 2020, arXiv:2002.05202)."""
+
+    def __init__(self, config: BackboneConfig, rngs: nnx.Rngs):
+        lora = {"lora_rank": config.lora_rank, "lora_alpha": config.lora_alpha, "rngs": rngs}
+        width, inner = config.width, config.mlp_width
+        self.gate = Linear(width, inner, axes=("embed", "mlp"), **lora)
+        self.up = Linear(width, inner, axes=("embed", "mlp"), **lora)
+        self.down = Linear(inner, width, axes=("mlp", "embed"), **lora)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+
+
+class Block(nnx.Module):
+    """Pre-norm attention and MLP."""
+
+    def __init__(self, config: BackboneConfig, rngs: nnx.Rngs):
+        self.attention_norm = RMSNorm(config.width, epsilon=config.norm_eps)
+        self.attention = Attention(config, rngs)
+        self.mlp_norm = RMSNorm(config.width, epsilon=config.norm_eps)
+        self.mlp = GatedMLP(config, rngs)
+
+
+class Backbone(nnx.Module):
+    """Embedding, scanned blocks, final norm and text head.
+
+    Parameters: embedding/embedding [V, D]; layers/{attention_norm,mlp_norm}/scale;
+    layers/attention/{q,k,v,o}/kernel (q,k,v/bias; q_norm,k_norm/scale);
+    layers/mlp/{gate,up,down}/kernel; norm/scale; head/kernel [D, V] unless tied.
+    """
+
+    def __init__(self, config: BackboneConfig, rngs: nnx.Rngs):
+        self.config = config
+        self.embedding = Embedding(config.vocab_size, config.width, rngs=rngs)
+        self.layers = stack(lambda rngs: Block(config, rngs), config.layers, rngs)
+        self.norm = RMSNorm(config.width, epsilon=config.norm_eps)
+        if not config.tie_embeddings:
+            axes = ("embed", "vocab")
+            self.head = Linear(config.width, config.vocab_size, axes=axes, rngs=rngs)
+
+    def embed(self, ids: jax.Array) -> jax.Array:
+        """int [B, S] -> [B, S, D]."""
+        return self.embedding(ids).astype(self.config.dtype)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        positions: jax.Array,
+        segment_ids: jax.Array | None = None,
+        cache: KVCache | None = None,
+    ) -> tuple[jax.Array, KVCache | None]:
+        """Runs the blocks over S columns.
+
+        Args:
+          x: [B, S, D] embedded columns.
+          positions: int [B, S], for rotation, causality and, with a cache, the slot of each
+            column; a column whose position lies outside the cache is not written.
+          segment_ids: int [B, S] of packed rows, 0 for padding; not with a cache.
+          cache: from `init_cache`, or what an earlier call returned; same batch.
+
+        Returns:
+          hidden [B, S, D] after the final norm, and the cache with these columns written.
+        """
+        if cache is not None and segment_ids is not None:
+            raise ValueError("a cache holds one segment a row: give no segment_ids with it")
+        x = x.astype(self.config.dtype)
+        if cache is None:
+            x = self._full(x, positions, segment_ids)
+        else:
+            x, cache = self._cached(x, positions, cache)
+        return self.norm(x), cache
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """hidden [B, S, D] -> text logits [B, S, V]."""
+        if self.config.tie_embeddings:
+            return self.embedding.attend(hidden)
+        return self.head(hidden)
+
+    def _full(self, x: jax.Array, positions: jax.Array, segment_ids: jax.Array | None) -> jax.Array:
+        mask = MaskSpec(True, self.config.window, segment_ids, segment_ids, positions, positions)
+
+        def body(block: Block, x: jax.Array, _: None) -> tuple[jax.Array, None]:
+            q, k, v = block.attention.project(block.attention_norm(x), positions)
+            x += block.attention.output(attention(q, k, v, mask))
+            return x + block.mlp(block.mlp_norm(x)), None
+
+        return scan_layers(self.layers, body, x, remat=self.config.remat)[0]
+
+    def _cached(
+        self, x: jax.Array, positions: jax.Array, cache: KVCache
+    ) -> tuple[jax.Array, KVCache]:
+        rows, slots = jnp.arange(x.shape[0])[:, None], jnp.arange(cache.k.shape[2])[None]
+        mask = MaskSpec(
+            causal=True, window=self.config.window, q_positions=positions, kv_positions=slots
+        )
+
+        # The whole cache is carried and one layer's columns are written in place: as a scanned
+        # input and output it would be copied once a step.
+        def body(block: Block, carry: tuple, layer: jax.Array) -> tuple[tuple, None]:
+            x, cache = carry
+            q, k, v = block.attention.project(block.attention_norm(x), positions)
+            at = (layer, rows, positions)
+            cache = KVCache(cache.k.at[at].set(k, mode="drop"), cache.v.at[at].set(v, mode="drop"))
+            x += block.attention.output(attention(q, cache.k[layer], cache.v[layer], mask))
+            return (x + block.mlp(block.mlp_norm(x)), cache), None
+
+        layers = jnp.arange(self.config.layers)
+        return scan_layers(self.layers, body, (x, cache), layers)[0]
