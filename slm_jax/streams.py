@@ -12,7 +12,7 @@ import hashlib
 import json
 from typing import Any, Literal
 
-Kind = Literal["codes", "continuous", "audio"]
+Kind = Literal["words", "codes", "continuous", "audio"]
 WORD = "word"
 UTTERANCE = "utterance"
 
@@ -23,7 +23,8 @@ class StreamSpec:
 
     Attributes:
       name: family name in a dataset, e.g. "taste", "text-smollm2", "speaker", "audio".
-      kind: "codes" (int32 [n, levels]), "continuous" (float [n, width]) or "audio" (FLAC bytes).
+      kind: "words" (the transcript), "codes" (int32 [n, levels]), "continuous" (float [n, width])
+        or "audio" (FLAC bytes).
       clock: "word", "utterance", or a rate in Hz as a float.
       vocab: ids per level, coarse first; empty unless kind is "codes".
       width: vector width; 0 unless kind is "continuous".
