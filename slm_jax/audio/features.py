@@ -93,7 +93,7 @@ def istft(
     return signal[:, kept] / jnp.maximum(weight[:, kept], 1e-9)
 
 
-def magnitude(spectrum: Complex[Array, "..."]) -> Float[Array, "..."]:
+def magnitude(spectrum: Complex[Array, "*dims"]) -> Float[Array, "*dims"]:
     """|spectrum| with a floor of 1e-6, so that its gradient is finite at zero."""
     return jnp.sqrt(jnp.maximum(_power(spectrum), _POWER_FLOOR))
 
