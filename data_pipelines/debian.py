@@ -136,7 +136,9 @@ def unpack(deb: Path, into: Path, place: Callable[[str], str | None]) -> int:
                 continue
             path = (into / target).resolve()
             if not path.is_relative_to(into.resolve()):
-                raise UserError(f"{deb} holds a path outside its folder: {member.name}", "delete it")
+                raise UserError(
+                    f"{deb} holds a path outside its folder: {member.name}", "delete it"
+                )
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(path, "wb") as file:
                 shutil.copyfileobj(content, file)

