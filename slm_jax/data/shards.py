@@ -100,7 +100,8 @@ def write_shard(path: Path, items: Iterable[schema.Item]) -> ShardInfo:
             if publish(temporary, path):
                 return info
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # most often there is none any more
+            temporary.unlink()
     return describe_shard(path)
 
 

@@ -1,0 +1,277 @@
+"""Batches as a pure function of (seed, step).
+
+    step -> global rows -> (part of the mixture, row of its packing plan) -> records -> grids
+
+Every arrow is arithmetic or a look-up, so that no host counts, restarts or thread timings enter:
+resuming is asking for another step. grain runs the function ahead of the training in threads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Protocol
+
+import grain
+import numpy as np
+from grain.experimental import index_shuffle
+
+from slm_jax.data import packing, schema
+from slm_jax.data.dataset import Split
+from slm_jax.data.registry import DatasetSpec, MixtureSpec
+from slm_jax.errors import UserError
+from slm_jax.paths import cache_dir
+from slm_jax.streams import fingerprint
+
+Batch = dict[str, np.ndarray]
+_ROUNDS = 4  # of the Feistel cipher behind index_shuffle
+
+
+class Row(Protocol):
+    """What the loader reads of a layout's row."""
+
+    family: str
+    level: int
+    vocab: int
+
+
+class Layout(Protocol):
+    """What the loader asks of a layout (`slm_jax.layouts`)."""
+
+    rows: Sequence[Row]
+
+    def length(self, record: schema.Record) -> int: ...
+
+    def arrange(self, record: schema.Record, key: tuple[int, ...]) -> Any: ...
+
+    def fingerprint(self) -> str: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    name: str
+    records: Split
+    plan: packing.Plan
+    seed: int
+
+    def row(self, index: int) -> np.ndarray:
+        """Records of row `index` of an endless stream of epochs, each in an order of its own."""
+        epoch, place = divmod(index, len(self.plan))
+        return self.plan.row(self.shuffled(epoch, place))
+
+    def shuffled(self, epoch: int, place: int) -> int:
+        seed = int(fingerprint(self.seed, self.records.fingerprint, epoch)[:8], 16)
+        return index_shuffle(place, max_index=len(self.plan) - 1, seed=seed, rounds=_ROUNDS)
+
+
+class Loader:
+    """Packed batches of a mixture under a layout.
+
+    A batch is a dict of arrays, B rows of the global batch, R rows of the layout, S columns:
+    "tokens", "targets" int32 [B, R, S]; "weights" float32 [B, R, S]; "segment_ids" int32 [B, S],
+    0 for padding, else 1, 2, ... for each record; "positions" int32 [B, S], from 0 in each record.
+
+    Args:
+      mixture: what to draw from, and how much of each.
+      layout: how a record becomes columns.
+      batch_size: B of the global batch, over all hosts.
+      seq_len: S.
+      seed: of packing, order and whatever is random in the layout.
+      split: of each dataset.
+      cache: folder for packing plans; `cache_dir()/packing` if None.
+    Raises:
+      UserError: a dataset is missing or damaged, does not fit the layout, or has no record short
+        enough for `seq_len`.
+    """
+
+    def __init__(
+        self,
+        mixture: MixtureSpec,
+        layout: Layout,
+        batch_size: int,
+        seq_len: int,
+        seed: int,
+        *,
+        split: str = "train",
+        cache: Path | None = None,
+    ):
+        self.layout = layout
+        self.batch_size = batch_size
+        self.seq_len = seq_len
+        self.seed = seed
+        self._rates = mixture.rates
+        cache = cache or cache_dir() / "packing"
+        self._parts = [self._part(spec, split, cache) for spec in mixture.datasets]
+        _check_same_tokenizers(self._parts)
+
+    def batch(self, step: int, rows: Sequence[int] | np.ndarray | None = None) -> Batch:
+        """Batch `step`; of its global rows those asked for, or all."""
+        rows = range(self.batch_size) if rows is None else rows
+        return _stack([self._train_row(step, int(row)) for row in rows])
+
+    def iterate(
+        self,
+        start: int,
+        stop: int | None = None,
+        rows: Sequence[int] | np.ndarray | None = None,
+        *,
+        prefetch: int = 4,
+    ) -> Iterator[Batch]:
+        """Batches `start`, `start + 1`, ... up to `stop`, `prefetch` of them made ahead."""
+        steps = grain.MapDataset.source(_Steps(self, rows, stop))[start:]
+        options = grain.ReadOptions(num_threads=min(2, prefetch), prefetch_buffer_size=prefetch)
+        return iter(steps.to_iter_dataset(options))
+
+    def one_pass(self, rows: Sequence[int] | np.ndarray | None = None) -> Iterator[Batch]:
+        """Every packed row of every part once, in the plan's order, for evaluation.
+
+        The last batch is filled up with rows of padding, so that all batches have one shape.
+        """
+        rows = range(self.batch_size) if rows is None else rows
+        packed = [(part, index) for part in self._parts for index in range(len(part.plan))]
+        for first in range(0, len(packed), self.batch_size):
+            batch = []
+            for place in (first + int(row) for row in rows):
+                if place < len(packed):
+                    part, index = packed[place]
+                    batch.append(self._row(part, part.plan.row(index), (self.seed, place)))
+                else:
+                    batch.append(self._empty_row())
+            yield _stack(batch)
+
+    def summary(self) -> dict[str, dict[str, float]]:
+        """For each dataset: its rate, records, packed rows, fill of the rows, records skipped."""
+        return {
+            part.name: {
+                "rate": float(rate),
+                "records": len(part.records),
+                "rows": len(part.plan),
+                "fill": part.plan.fill(self.seq_len),
+                "skipped": part.plan.skipped,
+            }
+            for part, rate in zip(self._parts, self._rates, strict=True)
+        }
+
+    def _part(self, spec: DatasetSpec, split: str, cache: Path) -> _Part:
+        dataset = spec.open()
+        wanted = list(dict.fromkeys(row.family for row in self.layout.rows))
+        families = [f for f in wanted if f in spec.families]
+        if not families:
+            message = f"dataset {spec.name!r} has none of the layout's streams: {', '.join(wanted)}"
+            raise UserError(message, f"add one of them to {spec.root}, or take another dataset")
+        for row in self.layout.rows:
+            if row.family in families:
+                vocab = dataset.specs[row.family].vocab
+                if vocab and (row.level >= len(vocab) or vocab[row.level] > row.vocab):
+                    raise UserError(
+                        f"stream {row.family!r} of dataset {spec.name!r} has vocabularies {vocab}, "
+                        f"the layout's row of level {row.level} holds {row.vocab} ids",
+                        "use the layout and the tokenizer of the same configuration",
+                    )
+        records = dataset.split(split, list(dict.fromkeys([schema.WORDS, *families])))
+        key = fingerprint(records.fingerprint, self.layout.fingerprint())
+
+        def measure() -> np.ndarray:
+            return np.array([self.layout.length(record) for record in records], np.int64)
+
+        lengths = packing.cached_array(cache, f"lengths-{key}", measure)
+        plan = packing.cached_plan(cache, lengths, key, self.seq_len, self.seed)
+        if not len(plan):
+            shortest = f"its shortest takes {lengths.min()}" if len(lengths) else "it is empty"
+            raise UserError(
+                f"no record of {spec.root} ({split}) fits into {self.seq_len} columns: {shortest}",
+                "raise seq_len, or give the dataset more records",
+            )
+        return _Part(spec.name, records, plan, self.seed)
+
+    def _train_row(self, step: int, row: int) -> Batch:
+        part, index = choose(self._rates, step * self.batch_size + row)
+        chosen = self._parts[part]
+        return self._row(chosen, chosen.row(index), (self.seed, step, row))
+
+    def _row(self, part: _Part, records: np.ndarray, key: tuple[int, ...]) -> Batch:
+        row = self._empty_row()
+        column = 0
+        for segment, index in enumerate(records):
+            grid = self.layout.arrange(part.records[int(index)], (*key, segment))
+            here = slice(column, column + grid.tokens.shape[-1])
+            row["tokens"][:, here] = grid.tokens
+            row["targets"][:, here] = grid.targets
+            row["weights"][:, here] = grid.weights
+            row["segment_ids"][here] = segment + 1
+            row["positions"][here] = np.arange(here.stop - column)
+            column = here.stop
+        return row
+
+    def _empty_row(self) -> Batch:
+        shape = (len(self.layout.rows), self.seq_len)
+        return {
+            "tokens": np.zeros(shape, np.int32),
+            "targets": np.zeros(shape, np.int32),
+            "weights": np.zeros(shape, np.float32),
+            "segment_ids": np.zeros(self.seq_len, np.int32),
+            "positions": np.zeros(self.seq_len, np.int32),
+        }
+
+
+def host_rows(batch_size: int, process_index: int, process_count: int) -> np.ndarray:
+    """The contiguous rows of the global batch that a host makes when each makes its own."""
+    if batch_size % process_count:
+        message = f"a batch of {batch_size} rows does not divide over {process_count} processes"
+        raise UserError(message, "make the batch size a multiple of the number of processes")
+    share = batch_size // process_count
+    return np.arange(process_index * share, (process_index + 1) * share)
+
+
+def choose(rates: Sequence[Fraction], row: int) -> tuple[int, int]:
+    """(part, index within the part) of row `row` of a stream mixed at `rates`.
+
+    Part 0 takes row n exactly when floor((n + 1) r) > floor(n r): after n rows it has had
+    floor(n r) of them, never off by one. The rows left over are divided likewise.
+    """
+    rest = Fraction(1)
+    for part, rate in enumerate(rates[:-1]):
+        share = rate / rest
+        before = row * share.numerator // share.denominator
+        if (row + 1) * share.numerator // share.denominator > before:
+            return part, before
+        row -= before
+        rest -= rate
+    return len(rates) - 1, row
+
+
+class _Steps:
+    """The batches as grain's random-access source."""
+
+    def __init__(self, loader: Loader, rows: Sequence[int] | np.ndarray | None, stop: int | None):
+        self._loader = loader
+        self._rows = rows
+        self._stop = sys.maxsize if stop is None else stop
+
+    def __len__(self) -> int:
+        return self._stop
+
+    def __getitem__(self, step: int) -> Batch:
+        return self._loader.batch(step, self._rows)
+
+
+def _stack(rows: Sequence[Batch]) -> Batch:
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def _check_same_tokenizers(parts: Sequence[_Part]) -> None:
+    seen: dict[str, tuple[str, str]] = {}
+    for part in parts:
+        for family, spec in part.records.specs.items():
+            if family == schema.WORDS:
+                continue
+            name, known = seen.setdefault(family, (part.name, spec.fingerprint))
+            if known != spec.fingerprint:
+                raise UserError(
+                    f"stream {family!r} of {name!r} and of {part.name!r} come from different "
+                    f"tokenizers ({known} and {spec.fingerprint})",
+                    "tokenize both with the same one, under the same or another family name",
+                )

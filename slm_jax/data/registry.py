@@ -1,0 +1,139 @@
+"""Datasets and mixtures by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+from collections.abc import Mapping
+from fractions import Fraction
+from pathlib import Path
+
+from slm_jax.data import dataset, manifest, schema
+from slm_jax.errors import UserError
+from slm_jax.paths import cache_dir
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetSpec:
+    """A dataset that the project knows how to find and how to build.
+
+    Attributes:
+      name: in mixtures.
+      path: folder, absolute or below `cache_dir()/datasets`.
+      families: that it is made to have; one that is not there yet is an error, not a silence.
+      command: the pipeline command that builds or completes it.
+    """
+
+    name: str
+    path: str
+    families: tuple[str, ...]
+    command: str = ""
+
+    @property
+    def root(self) -> Path:
+        return cache_dir() / "datasets" / Path(self.path).expanduser()
+
+    def open(self) -> dataset.Dataset:
+        """The dataset on disk; UserError with `command` if it is not complete.
+
+        Raises:
+          UserError: it is not there, or a declared family has not been made yet.
+        """
+        remedy = f"run: {self.command}" if self.command else manifest.PIPELINE
+        opened = dataset.open_dataset(self.root, remedy)
+        for family in self.families:
+            if family not in opened.specs:
+                raise UserError(f"dataset {self.root} has no family {family!r} yet", remedy)
+        return opened
+
+
+@dataclasses.dataclass(frozen=True)
+class MixtureSpec:
+    """What a job trains on.
+
+    Attributes:
+      parts: (dataset, rate) pairs; a dataset is a registered name or the path of a folder. Rates
+        are relative to their sum and count packed rows, hence tokens.
+    """
+
+    parts: tuple[tuple[str, float], ...]
+
+    def __post_init__(self) -> None:
+        if not self.parts or any(not 1e-6 <= rate < float("inf") for _, rate in self.parts):
+            raise ValueError(f"parts must be (dataset, rate >= 1e-6) pairs, got {self.parts}")
+        if len({name for name, _ in self.parts}) < len(self.parts):
+            raise ValueError(f"parts names a dataset twice: {self.parts}")
+
+    @property
+    def rates(self) -> tuple[Fraction, ...]:
+        """Exact shares that add up to 1."""
+        weights = [Fraction(rate).limit_denominator(10**6) for _, rate in self.parts]
+        return tuple(w / sum(weights) for w in weights)
+
+    @property
+    def datasets(self) -> tuple[DatasetSpec, ...]:
+        return tuple(get(name) for name, _ in self.parts)
+
+
+_REGISTRY: dict[str, DatasetSpec | MixtureSpec] = {}
+
+
+def register(name: str, spec: DatasetSpec | MixtureSpec) -> None:
+    """Adds a dataset or mixture; a name means one thing only."""
+    if _REGISTRY.setdefault(name, spec) != spec:
+        raise ValueError(f"{name!r} is registered already, as {_REGISTRY[name]}")
+
+
+def registered() -> Mapping[str, DatasetSpec | MixtureSpec]:
+    """All datasets and mixtures by name."""
+    return dict(_REGISTRY)
+
+
+def get(name: str) -> DatasetSpec:
+    """The dataset of that name, or the one in that folder (a name with a slash in it).
+
+    Raises:
+      UserError: unknown name, or a folder that is no dataset.
+    """
+    if os.sep in name:
+        root = Path(name).expanduser().absolute()
+        families = dataset.open_dataset(root).specs
+        return DatasetSpec(name, str(root), tuple(families))
+    return _lookup(name, DatasetSpec, "dataset")
+
+
+def get_mixture(name: str) -> MixtureSpec:
+    """The mixture of that name, or a mixture of nothing but the dataset of that name."""
+    if isinstance(_REGISTRY.get(name), DatasetSpec) or os.sep in name:
+        return MixtureSpec(((name, 1.0),))
+    return _lookup(name, MixtureSpec, "dataset or mixture")
+
+
+def _lookup(name: str, kind: type, what: str):
+    spec = _REGISTRY.get(name)
+    if isinstance(spec, kind):
+        return spec
+    known = [n for n, s in _REGISTRY.items() if isinstance(s, kind | DatasetSpec)]
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+    raise UserError(
+        f"unknown {what} {name!r}",
+        f"did you mean {near[0] if near else 'a folder'}? Known: {', '.join(sorted(known))}. "
+        "A dataset can also be given by the path of its folder",
+    )
+
+
+_COMMAND = "python -m data_pipelines.build {}"
+_TEXT = "text-smollm2"
+
+register(
+    "prompts",
+    DatasetSpec(
+        "prompts",
+        "prompts",
+        (schema.WORDS, schema.AUDIO, _TEXT, "taste", "speaker"),
+        _COMMAND.format("prompts"),
+    ),
+)
+register("text", DatasetSpec("text", "text", (schema.WORDS, _TEXT), _COMMAND.format("text")))
+register("prompts_and_text", MixtureSpec((("prompts", 0.9), ("text", 0.1))))
