@@ -7,8 +7,6 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from slm_jax.errors import UserError
-
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
@@ -36,8 +34,7 @@ class Sampling:
         }
         for name, (valid, allowed) in checks.items():
             if not valid:
-                value = getattr(self, name)
-                raise UserError(f"Sampling.{name} = {value!r} is out of range", f"give {allowed}")
+                raise ValueError(f"{name} must be {allowed}, not {getattr(self, name)!r}")
 
 
 def penalize(logits: jax.Array, seen: jax.Array, penalty: float) -> jax.Array:

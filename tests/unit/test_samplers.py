@@ -5,7 +5,6 @@ import pytest
 
 from slm_jax.decoding import samplers
 from slm_jax.decoding.samplers import Sampling
-from slm_jax.errors import UserError
 
 LOGITS = jnp.log(jnp.array([[0.5, 0.2, 0.15, 0.1, 0.05], [0.05, 0.1, 0.15, 0.2, 0.5]]))
 
@@ -78,5 +77,5 @@ def test_banned_ids_are_never_drawn():
     ],
 )
 def test_out_of_range_settings_are_named(setting):
-    with pytest.raises(UserError, match=next(iter(setting))):
+    with pytest.raises(ValueError, match=f"{next(iter(setting))} must be"):
         Sampling(**setting)

@@ -1,0 +1,47 @@
+"""RUN/eval.json: what was measured on a run, by section, for people, the report and CI."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from slm_jax.errors import UserError
+
+FILE = "eval.json"
+
+
+def save(run_dir: str | Path, section: str, values: dict[str, Any]) -> Path:
+    """Writes one section; the other sections stay. The file appears whole or not at all."""
+    path = Path(run_dir) / FILE
+    results = load(run_dir) | {section: values}
+    text = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False, default=_plain)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(text + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+    return path
+
+
+def load(run_dir: str | Path) -> dict[str, Any]:
+    """All sections, {} when nothing was measured yet.
+
+    Raises:
+      UserError: the file is not JSON.
+    """
+    path = Path(run_dir) / FILE
+    if not path.exists():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}", "delete it and evaluate again") from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} does not go into {FILE}")
