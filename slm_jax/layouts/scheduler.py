@@ -1,0 +1,157 @@
+"""Decoding by a layout: which cells of the next column are sampled, and which are forced."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from slm_jax.layouts.grid import Row
+
+ENDLESS = np.int32(2**30)  # ticks of a sequence whose end is not known yet
+
+
+class State(NamedTuple):
+    """Where each sequence of a batch stands.
+
+    Attributes:
+      word: int32 [B], tick of the last column; -1 after the initial column alone.
+      end: int32 [B], number of words (frames); ENDLESS until EOS.
+      held: int32 [B, K], the last column without its text row.
+      codes: int32 [B, W, K], known items of the prompt.
+      known: int32 [B], how many of them.
+      done: bool [B], whether the last column completes the sequence.
+    """
+
+    word: jax.Array
+    end: jax.Array
+    held: jax.Array
+    codes: jax.Array
+    known: jax.Array
+    done: jax.Array
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scheduler:
+    """Turns what a sampler proposes for the next column into the column of the training grid.
+
+    Pure, over a batch, and free of Python control flow on values: use it inside jit and scan.
+    A text id that starts a word moves every level on: level k takes word w - delay_k, from the
+    prompt if it is known, else from the sampler. Other text ids hold the levels. After EOS the text
+    row is forced, a column a word, until the most delayed level has been written.
+
+    Attributes:
+      starts_word: bool [V]; None for a layout without text, where every column is a tick.
+      eos: text id that ends and then fills the text row.
+      delays, reaches, inits, pads: of each level's `Row`, int32 [K].
+      tail: ticks from the end of the words (frames) to the end of the sequence.
+    """
+
+    starts_word: jax.Array | None
+    eos: int
+    delays: np.ndarray
+    reaches: np.ndarray
+    inits: np.ndarray
+    pads: np.ndarray
+    tail: int
+
+    @classmethod
+    def of(cls, rows: Sequence[Row], tail: int, starts_word: np.ndarray | None) -> Scheduler:
+        """The scheduler of a layout with these rows."""
+        levels = rows if starts_word is None else rows[1:]
+        if starts_word is not None and len(starts_word) != rows[0].vocab:
+            raise ValueError(
+                f"starts_word has {len(starts_word)} ids, the text row {rows[0].vocab}"
+            )
+        return cls(
+            starts_word=None if starts_word is None else jnp.asarray(starts_word, bool),
+            eos=rows[0].pad,
+            delays=np.array([row.delay for row in levels], np.int32),
+            reaches=np.array([row.reach for row in levels], np.int32),
+            inits=np.array([row.init for row in levels], np.int32),
+            pads=np.array([row.pad for row in levels], np.int32),
+            tail=tail,
+        )
+
+    def init(
+        self, prompt_codes: jax.Array, prompt_words: jax.Array, length: jax.Array | None = None
+    ) -> State:
+        """The state after a prompt: after the last id of its last word, or after BOS alone.
+
+        Args:
+          prompt_codes: int32 [B, W, K], W at least 1; items from `prompt_words` on do not matter.
+          prompt_words: int32 [B], 0 for none.
+          length: int32 [B], frames in all, for a layout without text; text ends itself by EOS.
+        """
+        batch = prompt_codes.shape[0]
+        word = jnp.asarray(prompt_words, jnp.int32) - 1
+        end = jnp.full(batch, ENDLESS) if length is None else jnp.asarray(length, jnp.int32)
+        codes, known = jnp.asarray(prompt_codes, jnp.int32), word + 1
+        state = State(word, end, jnp.tile(self.inits, (batch, 1)), codes, known, word < -1)
+        return state._replace(held=self._levels(state, word, end, state.held)[0])
+
+    def next(self, state: State, candidates: jax.Array) -> tuple[State, jax.Array, jax.Array]:
+        """Decides the next column.
+
+        Args:
+          state: of the columns so far.
+          candidates: int32 [B, R], what the sampler picked for each row of the next column.
+
+        Returns:
+          The state after the column; the column, int32 [B, R], to be written down and fed to the
+          model; and bool [B, R], the cells that were taken from `candidates`. A sequence that is
+          done goes on with EOS and PAD.
+        """
+        candidates = jnp.asarray(candidates, jnp.int32)
+        if self.starts_word is None:
+            word, end = state.word + 1, state.end
+            column, sampled = self._levels(state, word, end, candidates)
+        else:
+            ended = state.word >= state.end
+            text = jnp.where(ended, self.eos, candidates[:, 0])
+            starts = ended | self.starts_word[text] | (text == self.eos) | (state.word < 0)
+            word = state.word + starts
+            end = jnp.where(text == self.eos, jnp.minimum(state.end, word), state.end)
+            levels, fresh = self._levels(state, word, end, candidates[:, 1:])
+            levels = jnp.where(starts[:, None], levels, state.held)
+            column = jnp.concatenate([text[:, None], levels], 1)
+            sampled = jnp.concatenate([~ended[:, None], fresh & starts[:, None]], 1)
+        held = column if self.starts_word is None else column[:, 1:]
+        done = word >= end + self.tail - 1
+        return state._replace(word=word, end=end, held=held, done=done), column, sampled
+
+    def _levels(
+        self, state: State, word: jax.Array, end: jax.Array, candidates: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """The first column of tick `word` without text, and which cells are candidates."""
+        item = word[:, None] - self.delays
+        known = item < state.known[:, None]
+        index = item.clip(0, state.codes.shape[1] - 1)
+        given = jnp.take_along_axis(state.codes, index[:, None], axis=1)[:, 0]
+        last = end[:, None]
+        past = word[:, None] >= last + self.reaches
+        inside = (item >= 0) & (item < last) & ~past
+        outside = jnp.where((item < 0) & ~past, self.inits, self.pads)
+        return jnp.where(inside, jnp.where(known, given, candidates), outside), inside & ~known
+
+
+def word_starts(
+    pieces: Iterable[str], eos: int, markers: tuple[str, ...] = ("Ġ", "▁", " ")
+) -> np.ndarray:
+    """Whether each text id begins a word, for `Layout.scheduler`.
+
+    Args:
+      pieces: the tokenizer's piece of each id, in order.
+      eos: counts as a word of its own.
+      markers: how a piece shows a space before it (byte-level BPE, SentencePiece, plain).
+
+    Returns:
+      bool [V].
+    """
+    table = np.array([piece.startswith(markers) for piece in pieces], bool)
+    table[eos] = True
+    return table
