@@ -1,0 +1,72 @@
+"""Arithmetic of a step, counted from the model's sizes: causal, packed, what is really needed.
+
+XLA's own count is no use here (it counts the body of a scan once), and published formulas differ
+by up to two times (full or causal attention, padding or not), so this one says what it counts:
+two operations a multiply-add, matrix products alone, attention over half of each segment's
+square, nothing for padding or recomputation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from slm_jax.models.backbone import BackboneConfig
+
+# Dense bfloat16 operations a second and chip, by the start of jax's device_kind (vendor figures).
+PEAKS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5p": 459e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA A100": 312e12,
+}
+
+
+def forward(config: BackboneConfig, segments: np.ndarray, codebooks: Sequence[int] = ()) -> float:
+    """Operations of one forward pass.
+
+    Args:
+      config: the backbone.
+      segments: lengths in columns of the packed records.
+      codebooks: classes of each speech head.
+    """
+    query, key = config.heads * config.head_dim, config.kv_heads * config.head_dim
+    block = config.width * (2 * query + 2 * key + 3 * config.mlp_width)
+    heads = config.width * (config.vocab_size + sum(codebooks))
+    seen = np.minimum(segments, config.window or np.inf)  # columns that the last column sees
+    pairs = np.sum(segments * seen - seen**2 / 2, dtype=float)
+    products = 2 * np.sum(segments, dtype=float) * (config.layers * block + heads)
+    return float(products + config.layers * 4 * query * pairs)
+
+
+def step(
+    config: BackboneConfig,
+    segments: np.ndarray,
+    codebooks: Sequence[int] = (),
+    reference: bool = False,
+) -> float:
+    """Operations of a training step.
+
+    The backward pass costs one forward for the activations, and one more for the weights unless
+    LoRA holds them still; a KL reference costs one forward.
+    """
+    passes = (2 if config.lora_rank else 3) + reference
+    return passes * forward(config, segments, codebooks)
+
+
+def segment_lengths(segment_ids: np.ndarray) -> np.ndarray:
+    """Lengths of the segments of packed rows; segment_ids int [B, S], 0 for padding."""
+    counts = [np.bincount(row)[1:] for row in segment_ids]
+    lengths = np.concatenate(counts) if counts else np.zeros(0, int)
+    return lengths[lengths > 0]
+
+
+def peak(device_kind: str) -> float | None:
+    """Operations a second of one chip, None where unknown."""
+    fits = [kind for kind in PEAKS if device_kind.startswith(kind)]
+    return PEAKS[max(fits, key=len)] if fits else None
