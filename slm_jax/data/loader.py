@@ -13,7 +13,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Protocol
 
 import grain
 import numpy as np
@@ -23,31 +22,12 @@ from slm_jax.data import packing, schema
 from slm_jax.data.dataset import Split
 from slm_jax.data.registry import DatasetSpec, MixtureSpec
 from slm_jax.errors import UserError
+from slm_jax.layouts import Layout
 from slm_jax.paths import cache_dir
 from slm_jax.streams import fingerprint
 
 Batch = dict[str, np.ndarray]
 _ROUNDS = 4  # of the Feistel cipher behind index_shuffle
-
-
-class Row(Protocol):
-    """What the loader reads of a layout's row."""
-
-    family: str
-    level: int
-    vocab: int
-
-
-class Layout(Protocol):
-    """What the loader asks of a layout (`slm_jax.layouts`)."""
-
-    rows: Sequence[Row]
-
-    def length(self, record: schema.Record) -> int: ...
-
-    def arrange(self, record: schema.Record, key: tuple[int, ...]) -> Any: ...
-
-    def fingerprint(self) -> str: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,20 +137,19 @@ class Loader:
 
     def _part(self, spec: DatasetSpec, split: str, cache: Path) -> _Part:
         dataset = spec.open()
-        wanted = list(dict.fromkeys(row.family for row in self.layout.rows))
-        families = [f for f in wanted if f in spec.families]
+        families = [f for f in self.layout.families if f in spec.families]
         if not families:
-            message = f"dataset {spec.name!r} has none of the layout's streams: {', '.join(wanted)}"
+            wanted = ", ".join(self.layout.families)
+            message = f"dataset {spec.name!r} has none of the layout's streams: {wanted}"
             raise UserError(message, f"add one of them to {spec.root}, or take another dataset")
-        for row in self.layout.rows:
-            if row.family in families:
-                vocab = dataset.specs[row.family].vocab
-                if vocab and (row.level >= len(vocab) or vocab[row.level] > row.vocab):
-                    raise UserError(
-                        f"stream {row.family!r} of dataset {spec.name!r} has vocabularies {vocab}, "
-                        f"the layout's row of level {row.level} holds {row.vocab} ids",
-                        "use the layout and the tokenizer of the same configuration",
-                    )
+        for family in families:  # not Layout.check: a text-only dataset lacks the speech streams
+            classes = tuple(row.classes for row in self.layout.rows if row.family == family)
+            if dataset.specs[family].vocab != classes:
+                raise UserError(
+                    f"stream {family!r} of dataset {spec.name!r} has codes per level "
+                    f"{dataset.specs[family].vocab}, the layout says {classes}",
+                    "set the layout's vocab to that of the tokenizer that made the stream",
+                )
         records = dataset.split(split, list(dict.fromkeys([schema.WORDS, *families])))
         key = fingerprint(records.fingerprint, self.layout.fingerprint())
 
