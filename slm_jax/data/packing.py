@@ -103,7 +103,7 @@ def cached_array(cache: Path, key: str, build: Callable[[], np.ndarray]) -> np.n
     path = Path(cache) / f"{key}-v{_VERSION}.npy"
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError):  # absent, or cut short by a crash of the machine
+    except (OSError, ValueError, EOFError):  # absent, or cut short by a crash of the machine
         array = np.asarray(build(), np.int64)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
