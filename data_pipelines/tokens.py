@@ -1,0 +1,169 @@
+"""Derived stream families: text-LLM ids, TASTE tokens, speaker vectors.
+
+Each shard of a family is computed from the same shard of "words" (and "audio") and appears
+atomically; shards that exist are kept. Nothing else in the dataset is touched, so a tokenizer can
+be added at any time.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol, TypeAlias
+
+import numpy as np
+
+from data_pipelines.progress import Progress
+from slm_jax.audio import decode
+from slm_jax.data import manifest, schema, shards
+from slm_jax.streams import WORD, StreamSpec
+from slm_jax.tokenizers.segmenters import segmenter_for
+
+GROUP = 32  # utterances handed over at a time: the step of the progress display
+Columns: TypeAlias = list[list[schema.StreamItem]]
+
+
+class TextEncoder(Protocol):
+    """A text LLM's tokenizer."""
+
+    vocab_size: int
+    fingerprint: str
+
+    def encode(self, text: str) -> list[int]: ...
+
+
+class SpeechEncoder(Protocol):
+    """What `slm_jax.tokenizers.taste.Taste` offers."""
+
+    spec: StreamSpec
+    speaker_spec: StreamSpec
+
+    def encode(
+        self, audios: list[np.ndarray], words: list[list[schema.Word]]
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]: ...
+
+
+def text_spec(family: str, tokenizer: TextEncoder) -> StreamSpec:
+    """The spec of a family of text ids: any number of ids a word, on the word clock."""
+    return StreamSpec(
+        family, "codes", WORD, (tokenizer.vocab_size,), fingerprint=tokenizer.fingerprint
+    )
+
+
+def text_item(utterance: schema.Utterance, tokenizer: TextEncoder) -> schema.StreamItem:
+    """Ids of an utterance, word by word.
+
+    A word is encoded with whatever its language writes before it (a space, or nothing), so that
+    the ids of all words together spell the joined text.
+    """
+    segmenter = segmenter_for(utterance.language)
+    ids: list[int] = []
+    index: list[int] = []
+    before = ""
+    for number, word in enumerate(utterance.words):
+        written = segmenter.join([before, word.text])[len(before) :] if before else word.text
+        encoded = tokenizer.encode(written)
+        ids += encoded
+        index += [number] * len(encoded)
+        before = word.text
+    return schema.StreamItem(
+        utterance.id, np.array(ids, np.int32).reshape(-1, 1), np.array(index, np.int32)
+    )
+
+
+def add_text(root: Path, family: str, tokenizer: TextEncoder) -> None:
+    """Adds the ids of a text tokenizer to a dataset.
+
+    Raises:
+      UserError: the dataset has a family of this name from another tokenizer.
+    """
+
+    def columns(file: str, progress: Progress) -> Columns:
+        items = [text_item(u, tokenizer) for u in _utterances(root, file)]
+        progress.advance(len(items))
+        return [items]
+
+    _add(root, [text_spec(family, tokenizer)], columns)
+
+
+def add_taste(root: Path, taste: SpeechEncoder) -> None:
+    """Adds TASTE tokens and speaker vectors to a dataset with audio and words.
+
+    Raises:
+      UserError: the dataset has them from other weights.
+    """
+
+    def columns(file: str, progress: Progress) -> Columns:
+        utterances = _utterances(root, file)
+        audio = shards.ShardReader(root / schema.AUDIO / file)
+        codes: dict[str, schema.StreamItem] = {}
+        speakers: dict[str, schema.StreamItem] = {}
+        # Groups of like length carry little padding; the order of the shard is restored below.
+        order = sorted(range(len(utterances)), key=lambda row: utterances[row].duration)
+        for start in range(0, len(order), GROUP):
+            rows = order[start : start + GROUP]
+            batch = [utterances[row] for row in rows]
+            made = taste.encode(
+                [decode.load(audio.read(row)[1]) for row in rows], [list(u.words) for u in batch]
+            )
+            for utterance, code, speaker in zip(batch, *made, strict=True):
+                vector = np.asarray(speaker, np.float32).reshape(1, -1)
+                codes[utterance.id] = schema.StreamItem(utterance.id, np.asarray(code, np.int32))
+                speakers[utterance.id] = schema.StreamItem(utterance.id, vector)
+            progress.advance(len(batch), sum(u.duration for u in batch))
+        ids = [u.id for u in utterances]
+        return [[codes[id] for id in ids], [speakers[id] for id in ids]]
+
+    _add(root, [taste.spec, taste.speaker_spec], columns)
+
+
+def _add(root: Path, specs: list[StreamSpec], columns: Callable[[str, Progress], Columns]) -> None:
+    """Writes the missing shards of families that are made together, and declares the families.
+
+    Args:
+      columns: (shard file name, progress) -> the items of that shard, a list per spec.
+    """
+    dataset = manifest.load_manifest(root)
+    todo = [spec for spec in specs if dataset.families.get(spec.name) is None]
+    for spec in specs:
+        if spec in todo:
+            _drop_strangers(root / spec.name, spec.fingerprint)
+        else:
+            manifest.add_family(root, spec)  # fails if the family there is another one
+    files = {
+        shards.shard_name(split, i, len(counts)): count
+        for split, counts in dataset.splits.items()
+        for i, count in enumerate(counts)
+    }
+    missing = {
+        file: count
+        for file, count in files.items()
+        if not all((root / spec.name / file).exists() for spec in todo)
+    }
+    total = sum(files.values())
+    label = "+".join(spec.name for spec in todo)
+    with Progress(label, total, total - sum(missing.values())) as progress:
+        for file in missing:
+            for spec, items in zip(specs, columns(file, progress), strict=True):
+                if spec in todo:
+                    shards.write_shard(root / spec.name / file, items)
+    for spec in todo:
+        manifest.add_family(root, spec)
+
+
+def _drop_strangers(folder: Path, fingerprint: str) -> None:
+    """Removes shards that an interrupted run of another tokenizer left; marks the folder ours."""
+    marker = folder / ".fingerprint"
+    if folder.exists() and (not marker.exists() or marker.read_text() != fingerprint):
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    marker.write_text(fingerprint)
+
+
+def _utterances(root: Path, file: str) -> list[schema.Utterance]:
+    found = [
+        schema.decode("words", id, payload)
+        for id, payload in shards.ShardReader(root / schema.WORDS / file)
+    ]
+    return [item for item in found if isinstance(item, schema.Utterance)]
