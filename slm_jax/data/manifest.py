@@ -135,7 +135,7 @@ def save_manifest(root: Path, manifest: Manifest) -> None:
     """Replaces DIR/manifest.json atomically."""
     path = Path(root) / FILE
     temporary = path.with_name(f".{FILE}.{os.getpid()}.tmp")
-    text = json.dumps(manifest.to_json(), indent=1, ensure_ascii=False, sort_keys=True)
+    text = json.dumps(manifest.to_json(), indent=1, ensure_ascii=False)
     try:
         with shards.disk_errors(path):
             with open(temporary, "w", encoding="utf-8") as file:

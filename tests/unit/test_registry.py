@@ -53,7 +53,7 @@ def test_a_folder_is_a_dataset(tmp_path):
 
 def test_what_is_missing_comes_with_its_command(tmp_path, monkeypatch):
     monkeypatch.setenv("SLM_JAX_CACHE", str(tmp_path))
-    with pytest.raises(UserError, match="no manifest.json") as error:
+    with pytest.raises(UserError, match=r"no manifest\.json") as error:
         registry.get("prompts").open()
     assert error.value.remedy == "run: python -m data_pipelines.build prompts"
     write_dataset(tmp_path / "datasets" / "prompts", "p", [schema.words_spec()], {"train": []})
