@@ -136,12 +136,12 @@ class Loader:
         }
 
     def _part(self, spec: DatasetSpec, split: str, cache: Path) -> _Part:
-        dataset = spec.open()
-        families = [f for f in self.layout.families if f in spec.families]
+        families = [f for f in self.layout.families if f in spec.families or not spec.text_only]
         if not families:
             wanted = ", ".join(self.layout.families)
             message = f"dataset {spec.name!r} has none of the layout's streams: {wanted}"
             raise UserError(message, f"add one of them to {spec.root}, or take another dataset")
+        dataset = spec.open(families)
         for family in families:  # not Layout.check: a text-only dataset lacks the speech streams
             classes = tuple(row.classes for row in self.layout.rows if row.family == family)
             if dataset.specs[family].vocab != classes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -21,7 +21,7 @@ class DatasetSpec:
     Attributes:
       name: in mixtures.
       path: folder, absolute or below `cache_dir()/datasets`.
-      families: that it is made to have; one that is not there yet is an error, not a silence.
+      families: that it is made to have.
       command: the pipeline command that builds or completes it.
     """
 
@@ -34,17 +34,23 @@ class DatasetSpec:
     def root(self) -> Path:
         return cache_dir() / "datasets" / Path(self.path).expanduser()
 
-    def open(self) -> dataset.Dataset:
-        """The dataset on disk; UserError with `command` if it is not complete.
+    @property
+    def text_only(self) -> bool:
+        """Whether there is no speech in it, so that it may lack a layout's speech streams."""
+        return all(family == schema.WORDS or family.startswith("text-") for family in self.families)
+
+    def open(self, families: Sequence[str] = (schema.WORDS,)) -> dataset.Dataset:
+        """The dataset on disk.
 
         Raises:
-          UserError: it is not there, or a declared family has not been made yet.
+          UserError: it is not there, or one of `families` has not been made yet; with `command`.
         """
         remedy = f"run: {self.command}" if self.command else manifest.PIPELINE
         opened = dataset.open_dataset(self.root, remedy)
-        for family in self.families:
+        for family in families:
             if family not in opened.specs:
-                raise UserError(f"dataset {self.root} has no family {family!r} yet", remedy)
+                message = f"dataset {self.root} has no family {family!r}, only "
+                raise UserError(message + ", ".join(opened.specs), remedy)
         return opened
 
 
@@ -91,35 +97,43 @@ def registered() -> Mapping[str, DatasetSpec | MixtureSpec]:
 
 
 def get(name: str) -> DatasetSpec:
-    """The dataset of that name, or the one in that folder (a name with a slash in it).
+    """The dataset of that name: a registered one, one that the pipelines built, or a folder.
 
+    Args:
+      name: a registered name, a folder below `cache_dir()/datasets`, or a path with a slash in it.
     Raises:
       UserError: unknown name, or a folder that is no dataset.
     """
-    if os.sep in name:
-        root = Path(name).expanduser().absolute()
-        families = dataset.open_dataset(root).specs
-        return DatasetSpec(name, str(root), tuple(families))
-    return _lookup(name, DatasetSpec, "dataset")
+    spec = _REGISTRY.get(name)
+    if isinstance(spec, DatasetSpec):
+        return spec
+    spec = DatasetSpec(name, str(Path(name).absolute()) if os.sep in name else name, ())
+    if os.sep in name or (spec.root / manifest.FILE).exists():
+        found = dataset.open_dataset(spec.root).manifest
+        return dataclasses.replace(spec, families=tuple(found.families), command=found.command)
+    known = sorted(n for n, spec in _REGISTRY.items() if isinstance(spec, DatasetSpec))
+    raise _unknown("dataset", name, known)
 
 
 def get_mixture(name: str) -> MixtureSpec:
     """The mixture of that name, or a mixture of nothing but the dataset of that name."""
-    if isinstance(_REGISTRY.get(name), DatasetSpec) or os.sep in name:
-        return MixtureSpec(((name, 1.0),))
-    return _lookup(name, MixtureSpec, "dataset or mixture")
-
-
-def _lookup(name: str, kind: type, what: str):
     spec = _REGISTRY.get(name)
-    if isinstance(spec, kind):
+    if isinstance(spec, MixtureSpec):
         return spec
-    known = [n for n, s in _REGISTRY.items() if isinstance(s, kind | DatasetSpec)]
+    try:
+        return MixtureSpec(((get(name).name, 1.0),))
+    except UserError:
+        if os.sep in name:
+            raise
+        raise _unknown("dataset or mixture", name, sorted(_REGISTRY)) from None
+
+
+def _unknown(what: str, name: str, known: Sequence[str]) -> UserError:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-    raise UserError(
+    return UserError(
         f"unknown {what} {name!r}",
-        f"did you mean {near[0] if near else 'a folder'}? Known: {', '.join(sorted(known))}. "
-        "A dataset can also be given by the path of its folder",
+        f"did you mean {near[0]}? Known: {', '.join(known)}; a dataset that data_pipelines built "
+        "goes by its name, any other by the path of its folder",
     )
 
 

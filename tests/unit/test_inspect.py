@@ -46,8 +46,9 @@ def shown(capsys, *args):
 
 
 def row(text, first):
-    [line] = [line for line in text.splitlines() if line.strip("│┃ ").startswith(first)]
-    return [cell.strip() for cell in line.strip("│┃").split("│")]
+    lines = [[cell.strip() for cell in li.strip("│┃").split("│")] for li in text.splitlines()]
+    [found] = [cells for cells in lines if cells[0] == first and len(cells) > 1]
+    return found
 
 
 def test_the_overview_says_what_there_is(root, capsys):

@@ -254,6 +254,11 @@ def test_streams_that_do_not_fit_the_layout(folder, tmp_path):
     write_dataset(tmp_path / "bare", "b", [schema.words_spec()], {"train": []})
     with pytest.raises(UserError, match="none of the layout's streams: text-toy, taste"):
         make(tmp_path, ("bare", 1.0))
+    specs = [schema.words_spec(), schema.audio_spec(), TEXT]
+    write_dataset(tmp_path / "untokenized", "u", specs, {"train": []}, command="tokenize it")
+    with pytest.raises(UserError, match="no family 'taste'") as error:  # speech is not text only
+        make(tmp_path, ("untokenized", 1.0))
+    assert error.value.remedy == "run: tokenize it"
     other = StreamSpec("text-toy", "codes", "word", (100,), fingerprint="another bpe")
     write(tmp_path / "speech", 5, True)
     write(tmp_path / "text", 5, False, text=other)

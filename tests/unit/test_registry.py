@@ -43,12 +43,24 @@ def test_a_name_means_one_thing():
 
 
 def test_a_folder_is_a_dataset(tmp_path):
-    write_dataset(tmp_path / "toy", "toy", [schema.words_spec()], {"train": []})
+    specs = [schema.words_spec()]
+    write_dataset(tmp_path / "toy", "toy", specs, {"train": []}, command="make toy")
     spec = registry.get(str(tmp_path / "toy"))
-    assert (spec.root, spec.families) == (tmp_path / "toy", ("words",))
+    assert (spec.root, spec.families, spec.command) == (tmp_path / "toy", ("words",), "make toy")
     assert registry.get_mixture(str(tmp_path / "toy")).datasets == (spec,)
     with pytest.raises(UserError, match="not a complete dataset"):
-        registry.get(str(tmp_path / "nowhere"))
+        registry.get_mixture(str(tmp_path / "nowhere"))
+
+
+def test_what_the_pipelines_built_goes_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLM_JAX_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match="unknown dataset 'mine'"):
+        registry.get("mine")
+    specs = [schema.words_spec(), schema.audio_spec()]
+    write_dataset(tmp_path / "datasets" / "mine", "mine", specs, {"train": []})
+    assert registry.get("mine").families == ("words", "audio")
+    assert not registry.get("mine").text_only
+    assert registry.get("text").text_only
 
 
 def test_what_is_missing_comes_with_its_command(tmp_path, monkeypatch):
@@ -57,6 +69,7 @@ def test_what_is_missing_comes_with_its_command(tmp_path, monkeypatch):
         registry.get("prompts").open()
     assert error.value.remedy == "run: python -m data_pipelines.build prompts"
     write_dataset(tmp_path / "datasets" / "prompts", "p", [schema.words_spec()], {"train": []})
-    with pytest.raises(UserError, match="no family 'audio' yet") as error:
-        registry.get("prompts").open()
+    registry.get("prompts").open()
+    with pytest.raises(UserError, match="no family 'taste', only words") as error:
+        registry.get("prompts").open(["words", "taste"])
     assert error.value.remedy == "run: python -m data_pipelines.build prompts"
