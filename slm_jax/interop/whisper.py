@@ -295,7 +295,7 @@ def _sizes(weights: Mapping[str, np.ndarray], heads: Mapping[str, int]) -> dict[
 def _alignment_heads(
     config: Mapping[str, Any], sizes: Mapping[str, int]
 ) -> tuple[tuple[int, int], ...]:
-    """Those of the checkpoint, else all heads of the upper half of the decoder (OpenAI's default)."""
+    """Those of the checkpoint, else OpenAI's default: all heads of the decoder's upper half."""
     if config.get("alignment_heads"):
         return tuple((layer, head) for layer, head in config["alignment_heads"])
     layers, heads = sizes["decoder_layers"], sizes["decoder_heads"]

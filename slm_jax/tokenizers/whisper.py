@@ -64,19 +64,22 @@ class DecoderOutput(NamedTuple):
     """What the decoder returns.
 
     Attributes:
-      logits: [B, S, V] float32.
+      hidden: [B, S, D] after the final norm; `Decoder.logits` reads it.
       cache: self-attention keys and values with the new ones written, None without a cache.
       scores: [A, B, S, T] float32, cross-attention before its softmax of the heads asked for, in
         their order; None when none were.
     """
 
-    logits: jax.Array
+    hidden: jax.Array
     cache: KV | None
     scores: jax.Array | None
 
 
 class Conv(nnx.Module):
-    """Convolution of width 3 as one product over the unfolded window. [B, T, in] -> [B, T/s, out]."""
+    """Convolution of width 3, as one product over the unfolded window.
+
+    [B, T, in] -> [B, T / stride, out].
+    """
 
     def __init__(self, inputs: int, outputs: int, *, stride: int, rngs: nnx.Rngs):
         self.kernel = nnx.Param(
@@ -187,7 +190,7 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """Text ids and encoded audio to the logits of the next ids."""
+    """Text ids and encoded audio to what the next ids are read from."""
 
     def __init__(self, config: WhisperConfig, rngs: nnx.Rngs):
         self.embedding = Embedding(config.vocab_size, config.width, rngs=rngs)
@@ -263,8 +266,11 @@ class Decoder(nnx.Module):
             return (x, scores), cache
 
         (x, scores), cache = scan_layers(self.layers, body, (x, scores), (cross, cache, slots))
-        logits = self.embedding.attend(self.norm(x)).astype(jnp.float32)
-        return DecoderOutput(logits, cache, scores if heads else None)
+        return DecoderOutput(self.norm(x), cache, scores if heads else None)
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """[..., D] -> [..., V] float32; the head is tied to the embedding."""
+        return self.embedding.attend(hidden).astype(jnp.float32)
 
 
 class Whisper(nnx.Module):
