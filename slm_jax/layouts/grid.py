@@ -42,7 +42,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Grid:
-    """One arranged record. Column s of `tokens` is fed to the model, which predicts `targets[:, s]`.
+    """One arranged record: the model reads column s of `tokens` and predicts that of `targets`.
 
     Attributes:
       content: int32 [R, S + 1], every cell; column 0 is the initial one (BOS, INIT).
