@@ -31,6 +31,7 @@ class BackboneConfig:
       qkv_bias: q, k and v have biases (Qwen2).
       qk_norm: RMSNorm over each q and k head (Qwen3).
       window: sliding window in positions, None for full causal attention (Mistral 7B v0.1).
+      context_length: positions the model is made for; written into exports, not enforced.
       dtype: what activations are computed in; weights keep their own dtype.
       lora_rank: rank of a low-rank update on every projection of the blocks; 0 for none.
       lora_alpha: the update is scaled by lora_alpha / lora_rank.
@@ -52,6 +53,7 @@ class BackboneConfig:
     qkv_bias: bool = False
     qk_norm: bool = False
     window: int | None = None
+    context_length: int = 8192
     dtype: Literal["float32", "bfloat16"] = "float32"
     lora_rank: int = 0
     lora_alpha: float = 16.0
