@@ -1,0 +1,46 @@
+"""Which ids of a text LLM can be spoken, and which begin a word."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from slm_jax.layouts import Layout
+from slm_jax.tokenizers.text import TextTokenizer
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Vocabulary:
+    """Tables over the ids of a layout's text row.
+
+    Attributes:
+      starts: bool [V], the id begins a word; true for EOS.
+      spoken: bool [V], the id may be written. It is part of a word that can be said, or EOS; not
+        so other special ids, white space, control characters, part of a character, and a word's
+        first id that shows no letter or digit ("Ġ" before a digit is one: numbers are spelled out).
+      eos: the id that ends the text.
+    """
+
+    starts: np.ndarray
+    spoken: np.ndarray
+    eos: int
+
+    @classmethod
+    def of(cls, tokenizer: TextTokenizer, layout: Layout) -> Vocabulary:
+        """Reads the tables off a tokenizer; ids that only the text row has are never written."""
+        text = layout.rows[0]
+        starts = np.zeros(text.vocab, bool)
+        starts[: tokenizer.vocab_size] = tokenizer.starts_word()
+        spoken = np.zeros(text.vocab, bool)
+        for id in range(tokenizer.vocab_size):
+            spoken[id] = _is_spoken(tokenizer.decode([id]), bool(starts[id]))
+        starts[text.pad] = spoken[text.pad] = True  # after its last item the text row has EOS
+        return cls(starts, spoken, text.pad)
+
+
+def _is_spoken(text: str, starts: bool) -> bool:
+    if starts:
+        text = text.removeprefix(" ")
+    sound = text[:1].isalnum() if starts else text != ""
+    return sound and text.isprintable() and not set(text) & {" ", "\ufffd"}
