@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from slm_jax.layouts import Layout
+from slm_jax.layouts import Layout, word_starts
 from slm_jax.tokenizers.text import TextTokenizer
 
 
@@ -31,11 +31,11 @@ class Vocabulary:
         """Reads the tables off a tokenizer; ids that only the text row has are never written."""
         text = layout.rows[0]
         starts = np.zeros(text.vocab, bool)
-        starts[: tokenizer.vocab_size] = tokenizer.starts_word()
+        starts[: tokenizer.vocab_size] = word_starts(tokenizer.pieces, text.pad)
         spoken = np.zeros(text.vocab, bool)
         for id in range(tokenizer.vocab_size):
             spoken[id] = _is_spoken(tokenizer.decode([id]), bool(starts[id]))
-        starts[text.pad] = spoken[text.pad] = True  # after its last item the text row has EOS
+        spoken[text.pad] = True  # after its last item the text row has EOS
         return cls(starts, spoken, text.pad)
 
 

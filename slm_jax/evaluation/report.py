@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import datetime
 import io
 import json
@@ -51,7 +52,7 @@ def write(run_dir: str | Path) -> Path:
         ("Listen", lambda: _listen(run, samples)),
         ("Words and tokens in time", lambda: _alignments(run, samples)),
         ("Use of the codebooks", lambda: _tokens(measured.get("tokens"))),
-        ("Data", lambda: _dataset(measured.get("dataset"))),
+        ("Data", lambda: _datasets(measured.get("datasets"))),
         ("Configuration", lambda: _config(run)),
         ("Versions", _versions),
     ]
@@ -74,15 +75,13 @@ def write(run_dir: str | Path) -> Path:
 
 
 def _metrics(run: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl; one that a crash cut short is left out."""
     path = run / METRICS
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines()
-    try:
-        return [json.loads(line) for line in lines if line.strip()]
-    except ValueError as error:
-        message = f"{path} holds a line that is not JSON: {error}"
-        raise UserError(message, "remove that line") from error
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        with contextlib.suppress(json.JSONDecodeError):
+            lines.append(json.loads(text))
+    return lines
 
 
 def _samples(run: Path) -> list[dict[str, Any]]:
@@ -94,17 +93,19 @@ def _tiles(measured: dict[str, Any], metrics: list[dict[str, Any]]) -> str:
     tiles = []
     if run := measured.get("language_model"):
         ours, unigram, word = (
-            sum(level[name] for level in run["speech"])
+            sum(level[name] or 0 for level in run["speech"])
             for name in ("cross_entropy", "unigram", "given_word")
         )
         text = run["text"]
         below = f"speech, all levels; unigram {unigram:.2f}, from the word {word:.2f}"
-        tiles.append((f"{ours:.2f} nats", below))
+        if ours:
+            tiles.append((f"{ours:.2f} nats", below))
         below = f"text perplexity; untouched text LLM {text['reference_perplexity']:.1f}"
         tiles.append((f"{text['perplexity']:.1f}", below))
-    if score := measured.get("spoken", {}).get("continuation"):
-        below = f"word error of the spoken continuation, {score['n']} prompts"
-        tiles.append((_percent(score["wer"]), below))
+    for score in measured.get("spoken", {}).get("scores", []):
+        if score["clip"] == "continuation" and "wer" in score:
+            below = f"word error of spoken continuations, heard by {escape(score['judge'])}"
+            tiles.append((_percent(score["wer"]), below))
     if train := [line for line in metrics if line.get("split", "train") == "train"]:
         rates = [line["tokens_per_second"] for line in train if "tokens_per_second" in line]
         speed = f", {np.median(rates):,.0f} tokens/s" if rates else ""
@@ -148,18 +149,28 @@ def _speech(measured: dict[str, Any]) -> str:
         rows = []
         for level in run["speech"]:
             ours, best = level["cross_entropy"], min(level["unigram"], level["given_word"])
-            mark = "good" if ours < best else "bad"
+            own = "none", "none", "none"
+            if ours is not None:
+                mark = "good" if ours < best else "bad"
+                low, high = level["interval"]
+                own = (
+                    f'<span class="{mark}">{ours:.3f}</span>',
+                    f"{low:.2f} to {high:.2f}",
+                    f'<span class="{mark}">{ours - best:+.3f}</span>',
+                )
             rows.append(
                 [
                     f"q{level['level']}",
-                    f'<span class="{mark}">{ours:.3f}</span>',
+                    *own[:2],
                     f"{level['unigram']:.3f}",
                     f"{level['given_word']:.3f}",
-                    f'<span class="{mark}">{ours - best:+.3f}</span>',
+                    own[2],
+                    _percent(level["accuracy"]),
                     f"{level['n']:,}",
                 ]
             )
-        head = ["level", "speech LM", "unigram", "P(code | word)", "vs the better", "n"]
+        head = ["level", "speech LM", "95 % interval", "unigram", "P(code | word)"]
+        head += ["vs the better", "accuracy", "n"]
         out.append(f"<h3>{escape(name)}: {escape(run['layout'])}</h3>{_table(head, rows)}")
         out.append(f'<p class="protocol">{escape(run["protocol"])}</p>')
     return _card("".join(out)) if out else _missing("The language model was not evaluated")
@@ -185,20 +196,13 @@ def _spoken(run: dict[str, Any] | None) -> str:
     if not run:
         return _missing("Nothing was spoken")
     rows = []
-    for name in ("original", "reconstruction", "continuation"):
-        score = run.get(name)
-        if score:
-            rows.append(
-                [
-                    name,
-                    _percent(score["wer"]),
-                    f"{_percent(score['low'])} to {_percent(score['high'])}",
-                    str(score["n"]),
-                    f"{score['words']:,}",
-                    str(score["failed"]),
-                ]
-            )
-    head = ["what was transcribed", "word error", "95 % interval", "clips", "words", "failed"]
+    for score in run["scores"]:
+        figures_ = ["none", "", "0", ""]
+        if "wer" in score:
+            interval = f"{_percent(score['low'])} to {_percent(score['high'])}"
+            figures_ = [_percent(score["wer"]), interval, f"{score['n']}", f"{score['words']:,}"]
+        rows.append([score["clip"], escape(score["judge"]), *figures_, str(score["failed"])])
+    head = ["clip", "heard by", "word error", "95 % interval", "clips", "words", "failed"]
     return _card(_table(head, rows) + f'<p class="protocol">{escape(run["protocol"])}</p>')
 
 
@@ -237,7 +241,8 @@ def _marked(written: str, heard: str) -> str:
 
 
 def _alignments(run: Path, samples: list[dict[str, Any]]) -> str:
-    aligned = [sample for sample in samples if "alignment" in sample][:_PICTURES]
+    aligned = [sample for sample in samples if sample["clips"][:1]]
+    aligned = [sample for sample in aligned if sample["clips"][0]["name"] == "original"][:_PICTURES]
     if not aligned:
         return _missing("No aligned sample was kept")
     out = []
@@ -277,25 +282,28 @@ def _tokens(stats: dict[str, Any] | None) -> str:
     return _card(_table(head, rows) + f'<p class="protocol">{note}</p>')
 
 
-def _dataset(data: dict[str, Any] | None) -> str:
-    if not data:
+def _datasets(reports: list[dict[str, Any]] | None) -> str:
+    if not reports:
         return _missing("No dataset was described")
+    return "".join(_card(_dataset(report)) for report in reports)
+
+
+def _dataset(data: dict[str, Any]) -> str:
     rows = [
-        [name, f"{split['utterances']:,}", f"{split['words']:,}", f"{split['seconds'] / 60:.1f}"]
+        [escape(name), f"{split['utterances']:,}", f"{60 * split['hours']:.1f}"]
         for name, split in data["splits"].items()
     ]
-    out = _table(["split", "utterances", "words", "minutes"], rows)
-    reasons = data["quarantine"]
-    found = ", ".join(f"{escape(reason)}: {count}" for reason, count in reasons.items())
-    out += f"<p>Quarantined: {found or 'nothing'}.</p>"
-    if score := data.get("asr"):
+    out = f"<h3>{escape(data['name'])}</h3>{_table(['split', 'utterances', 'minutes'], rows)}"
+    reasons = data["quarantined"]
+    found = ", ".join(f"{escape(reason)} {count}" for reason, count in reasons.items())
+    out += f"<p>{data['words']:,} words. Quarantined: {found or 'nothing'}."
+    if score := data.get("wer"):
         out += (
-            f"<p>Word error of the ASR against the transcripts: {_percent(score['wer'])} "
-            f"({score['n']} utterances, {score['words']:,} words).</p>"
+            f" Word error of the ASR against the transcripts: {_percent(score['wer'])} "
+            f"({score['n']} utterances, {score['words']:,} words)."
         )
     licences = escape("; ".join(data["licences"]) or "none stated")
-    out += f'<p class="protocol">Licences: {licences}</p>'
-    return _card(f"<h3>{escape(data['name'])}</h3>{out}")
+    return f'{out}</p><p class="protocol">Licences: {licences}</p>'
 
 
 def _config(run: Path) -> str:
