@@ -1,9 +1,9 @@
 """Audio files and bytes to mono float32 at the rate asked, and back.
 
-Decoders: `soundfile` (libsndfile) by default, `pyav` (FFmpeg) for what libsndfile cannot read and
-for Opus, where it is faster, `tfio` (tensorflow-io, in a second interpreter) when chosen. All of
-them hand over samples at the file's own rate; mixing down and resampling happen here, so that
-they differ in nothing else.
+Decoders: `soundfile` (libsndfile) by default, `pyav` (FFmpeg) for what libsndfile cannot read,
+`tfio` (tensorflow-io, in a second interpreter) when chosen. All of them hand over samples at the
+file's own rate; mixing down and resampling happen here, so that they differ in nothing else.
+How far they agree on each format is in docs/audio.md.
 """
 
 from __future__ import annotations
@@ -97,7 +97,12 @@ def encode_flac(audio: np.ndarray, rate: int = 16_000) -> bytes:
     Args:
       audio: float [n]; clipped to [-1, 1).
       rate: Hz.
+
+    Raises:
+      AudioError: no samples (FLAC has no such file), or some not finite.
     """
+    if not len(audio):
+        raise AudioError("empty", "there are no samples to encode as FLAC")
     buffer = io.BytesIO()
     soundfile.write(buffer, _pcm16(audio), rate, format="FLAC", subtype="PCM_16")
     return buffer.getvalue()
@@ -144,7 +149,7 @@ def _read(source: str | os.PathLike | bytes) -> tuple[str, bytes]:
 def _decode(name: str, data: bytes, kind: str, decoder: str, tfio_python: str | None) -> _Decoded:
     if decoder == "tfio":
         return _Decoded(*tfio_client.shared(tfio_python).decode(data, name))
-    if decoder == "pyav" or (decoder == "auto" and kind in ("g722", "opus")):
+    if decoder == "pyav" or (decoder == "auto" and kind == "g722"):
         return _decode_pyav(name, data, kind)
     fallback = (lambda: _decode_pyav(name, data, kind)) if decoder == "auto" else None
     return _decode_soundfile(name, data, kind, fallback)

@@ -72,11 +72,21 @@ class TfioDecoder:
             process = self._running()
             try:
                 return _exchange(process, data, name)
+            except AudioError:
+                raise
             except (EOFError, OSError) as error:
                 code = self._stop()
                 raise AudioError(
                     "unreadable", f"{name} made the tfio worker exit with status {code}"
                 ) from error
+            except BaseException:  # an interrupt: the pipe may hold half an answer
+                self._stop()
+                raise
+
+    @property
+    def process_id(self) -> int | None:
+        """Of the running worker; None before the first file."""
+        return self._process.pid if self._process else None
 
     def close(self) -> None:
         """Ends the worker; a later `decode` starts a new one."""
@@ -135,13 +145,16 @@ def _shared(python_path: str, _pid: int) -> TfioDecoder:
 
 
 def _refuse_unsupported(data: bytes, name: str) -> None:
-    """What tensorflow-io fails on obscurely, or reads wrongly (32-bit PCM, as if it were float)."""
+    """What tensorflow-io fails on obscurely, or reads wrongly.
+
+    It takes 32-bit integers for floats, and loses the last sample of mono 24-bit files.
+    """
     kind = container.kind(data, name)
     what = {"opus": "Opus", "g722": "G.722"}.get(kind)
     if kind == "wav":
         header = container.wave_header(data)
-        if header.tag == container.WAVE_PCM and header.bits == 32:
-            what = "32-bit integer WAV"
+        if header.tag == container.WAVE_PCM and header.bits in (24, 32):
+            what = f"{header.bits}-bit integer WAV"
     if what:
         raise AudioError(
             "unsupported",
