@@ -108,7 +108,9 @@ def test_another_file_of_the_same_count_is_found(root):
 def test_a_record_of_another_utterance_is_named(root):
     path = root / "taste" / shards.shard_name("train", 1, 3)
     path.unlink()
-    shards.write_shard(path, [record(10 + i, f"x{i}" if i == 4 else None)["taste"] for i in range(10)])
+    shards.write_shard(
+        path, [record(10 + i, f"x{i}" if i == 4 else None)["taste"] for i in range(10)]
+    )
     train = open_dataset(root).split("train", ["words", "taste"])
     assert same(train[13] | record(13), record(13))
     with pytest.raises(UserError, match=f"{path}: record 4 is corrupt .*'x4'.*'u14'"):
