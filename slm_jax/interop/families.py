@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from slm_jax.models.backbone import BackboneConfig
+from slm_jax.nn.backbone_config import BackboneConfig
 
 
 class Transform(enum.Enum):
@@ -37,6 +37,27 @@ class Place(NamedTuple):
     layer: int | None
     transform: Transform
 
+
+# The axes of one layer of every parameter of `slm_jax.models.backbone.Backbone`.
+AXES = {
+    "embedding/embedding": ("vocab", "embed"),
+    "norm/scale": ("embed",),
+    "head/kernel": ("embed", "vocab"),
+    "layers/attention_norm/scale": ("embed",),
+    "layers/mlp_norm/scale": ("embed",),
+    "layers/attention/q/kernel": ("embed", "heads"),
+    "layers/attention/k/kernel": ("embed", "kv_heads"),
+    "layers/attention/v/kernel": ("embed", "kv_heads"),
+    "layers/attention/o/kernel": ("heads", "embed"),
+    "layers/attention/q/bias": ("heads",),
+    "layers/attention/k/bias": ("kv_heads",),
+    "layers/attention/v/bias": ("kv_heads",),
+    "layers/attention/q_norm/scale": ("head_dim",),
+    "layers/attention/k_norm/scale": ("head_dim",),
+    "layers/mlp/gate/kernel": ("embed", "mlp"),
+    "layers/mlp/up/kernel": ("embed", "mlp"),
+    "layers/mlp/down/kernel": ("mlp", "embed"),
+}
 
 # Llama 2 and 3, SmolLM2, Mistral: LlamaForCausalLM and MistralForCausalLM of transformers.
 LLAMA = (
@@ -126,6 +147,25 @@ def places(table: tuple[Row, ...], config: BackboneConfig) -> dict[str, Place]:
     return result
 
 
+def layer_shape(target: str, config: BackboneConfig) -> tuple[int, ...]:
+    """The shape of one layer of a parameter."""
+    sizes = {
+        "vocab": config.vocab_size,
+        "embed": config.width,
+        "heads": config.heads * config.head_dim,
+        "kv_heads": config.kv_heads * config.head_dim,
+        "head_dim": config.head_dim,
+        "mlp": config.mlp_width,
+    }
+    return tuple(sizes[axis] for axis in AXES[target])
+
+
+def stored_shape(place: Place, config: BackboneConfig) -> tuple[int, ...]:
+    """The shape of the tensor that goes to `place`."""
+    ours = layer_shape(place.target, config)
+    return ours if place.transform is Transform.COPY else ours[::-1]
+
+
 def apply(transform: Transform, stored: np.ndarray, head_dim: int) -> np.ndarray:
     """A stored tensor as we lay it out; a view where possible."""
     if transform is Transform.COPY:
@@ -134,8 +174,3 @@ def apply(transform: Transform, stored: np.ndarray, head_dim: int) -> np.ndarray
         pairs = stored.reshape(-1, head_dim // 2, 2, stored.shape[-1])
         stored = pairs.swapaxes(1, 2).reshape(stored.shape)
     return stored.T
-
-
-def stored_shape(transform: Transform, ours: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of the tensor that `apply` turns into `ours`."""
-    return ours if transform is Transform.COPY else ours[::-1]

@@ -11,7 +11,7 @@ from slm_jax.errors import UserError
 from slm_jax.interop.families import GGUF_TABLES
 from slm_jax.interop.gguf import GGUF
 from slm_jax.interop.hf_config import NOT_SUPPORTED
-from slm_jax.models.backbone import BackboneConfig
+from slm_jax.nn.backbone_config import BackboneConfig
 from slm_jax.nn.rope import RopeScaling, inverse_frequencies
 
 

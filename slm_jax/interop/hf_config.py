@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from slm_jax.errors import UserError
-from slm_jax.models.backbone import BackboneConfig
+from slm_jax.nn.backbone_config import BackboneConfig
 from slm_jax.nn.rope import RopeScaling
 
 NOT_SUPPORTED = "use a model of the Llama, SmolLM2, Mistral, Qwen2 or Qwen3 family"

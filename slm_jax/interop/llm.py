@@ -12,12 +12,11 @@ import functools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from slm_jax.errors import UserError
 from slm_jax.interop import gguf, gguf_config, hf_config, safetensors
@@ -28,11 +27,12 @@ from slm_jax.interop.families import (
     Place,
     Row,
     apply,
+    layer_shape,
     places,
     stored_shape,
 )
-from slm_jax.models.backbone import Backbone, BackboneConfig
 from slm_jax.nn import tree
+from slm_jax.nn.backbone_config import BackboneConfig
 
 
 class Source(NamedTuple):
@@ -76,17 +76,16 @@ def load_llm(
         loaded), another architecture, or a truncated file.
     """
     source = _open(Path(path))
-    targets = tree.flatten(_abstract(source.config))
     wanted = places(source.table, source.config)
-    _check(source, wanted, targets)
-    if shardings is None:
-        default = jax.sharding.SingleDeviceSharding(jnp.zeros(()).device)
-        where = dict.fromkeys(targets, default)
-    else:
-        where = tree.flatten(shardings)
-    params = {
-        name: jnp.zeros(target.shape, dtype, device=where[name]) for name, target in targets.items()
-    }
+    _check(source, wanted)
+    where = None if shardings is None else tree.flatten(shardings)
+    params = {}
+    for target, layer, _ in wanted.values():
+        if target not in params:
+            shape = layer_shape(target, source.config)
+            stacked = shape if layer is None else (source.config.layers, *shape)
+            device = None if where is None else where[target]
+            params[target] = jnp.zeros(stacked, dtype, device=device)
     for name, stored in source.tensors():
         if name in wanted:
             target, layer, transform = wanted[name]
@@ -95,27 +94,22 @@ def load_llm(
     return dataclasses.replace(source.config, dtype=dtype), tree.unflatten(params)
 
 
-def _abstract(config: BackboneConfig) -> tree.Params:
-    return tree.pure_params(nnx.eval_shape(lambda: Backbone(config, nnx.Rngs(0))))[1]
-
-
-def _check(source: Source, wanted: dict[str, Place], targets: dict[str, Any]) -> None:
+def _check(source: Source, wanted: dict[str, Place]) -> None:
     """Every weight is there once with the shape that the configuration says."""
-    misshapen = []
-    for name, (target, layer, transform) in wanted.items():
-        shape = targets[target].shape if layer is None else targets[target].shape[1:]
-        shape = stored_shape(transform, shape)
-        if name in source.shapes and source.shapes[name] != shape:
-            misshapen.append(f"{name} {source.shapes[name]}, wanted {shape}")
+    shapes = {name: stored_shape(place, source.config) for name, place in wanted.items()}
     spare = {"lm_head.weight"} if source.config.tie_embeddings else set()
     tree.check_names(
-        missing=[name for name in wanted if name not in source.shapes],
+        missing=[name for name in shapes if name not in source.shapes],
         unexpected=[
             name
             for name in source.shapes
-            if name not in wanted and name not in spare and not name.endswith(DERIVED)
+            if name not in shapes and name not in spare and not name.endswith(DERIVED)
         ],
-        misshapen=misshapen,
+        misshapen=[
+            f"{name} {source.shapes[name]}, wanted {shape}"
+            for name, shape in shapes.items()
+            if source.shapes.get(name, shape) != shape
+        ],
     )
 
 
@@ -185,6 +179,6 @@ def _safetensors_files(folder: Path) -> list[Path]:
         return [folder / "model.safetensors"]
     try:
         names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{index} is damaged: {error!r}", "download it again") from None
     return [folder / name for name in sorted(set(names))]
