@@ -115,14 +115,27 @@ def write_wav(path: str | os.PathLike, audio: np.ndarray, rate: int = 16_000) ->
       path: replaced if it exists.
       audio: float [n]; clipped to [-1, 1).
       rate: Hz.
+
+    Raises:
+      AudioError: some samples are not finite.
+      UserError: no such folder, or no space; an older file is as it was.
     """
     path = Path(path)
     buffer = io.BytesIO()
     soundfile.write(buffer, _pcm16(audio), rate, format="WAV", subtype="PCM_16")
+    try:
+        _replace(path, buffer.getvalue())
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}: {error.strerror}", "check the folder and the space left on it"
+        ) from error
+
+
+def _replace(path: Path, data: bytes) -> None:
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(buffer.getvalue())
+            file.write(data)
         os.chmod(temporary, 0o644)  # mkstemp makes it private
         os.replace(temporary, path)
     except BaseException:

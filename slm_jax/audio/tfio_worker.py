@@ -18,9 +18,12 @@ import sys
 replies = os.fdopen(os.dup(1), "wb")
 os.dup2(2, 1)
 
-import numpy as np  # noqa: E402
-import tensorflow as tf  # noqa: E402
+# tensorflow_io first: an environment without it fails at once, not after TensorFlow has loaded.
+# isort: off
 import tensorflow_io as tfio  # noqa: E402
+import tensorflow as tf  # noqa: E402
+import numpy as np  # noqa: E402
+# isort: on
 
 RAM_FILE = "ram://audio"
 FULL_SCALE = {tf.uint8: 128.0, tf.int16: 2.0**15, tf.int32: 2.0**31}

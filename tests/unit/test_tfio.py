@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from slm_jax.audio import decode
+from slm_jax.audio import decode, tfio_client
 from slm_jax.audio.errors import AudioError
-from slm_jax.audio.tfio_client import PYTHON_VARIABLE, TfioDecoder
+from slm_jax.audio.tfio_client import PYTHON_VARIABLE
 from slm_jax.errors import UserError
 
 # What the three decoders may differ by, in full scale; see docs/audio.md.
@@ -36,8 +36,10 @@ def encoded(rate, channels, format, subtype, seconds=1.0):
 
 @pytest.fixture(scope="module")
 def worker():
-    with TfioDecoder() as decoder:
-        yield decoder
+    decoder = tfio_client.shared()
+    yield decoder
+    decoder.close()
+    assert decoder.process_id is None
 
 
 @pytest.mark.tfio
