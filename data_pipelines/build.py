@@ -34,7 +34,10 @@ from slm_jax.data import dataset, manifest, schema
 from slm_jax.data.split import SPLITS, split_of
 from slm_jax.errors import UserError, run_main
 from slm_jax.streams import fingerprint
+from slm_jax.tokenizers.asr import Asr
 from slm_jax.tokenizers.segmenters import segmenter_for
+from slm_jax.tokenizers.taste import Taste
+from slm_jax.tokenizers.text import TextTokenizer
 
 BuildConfig: TypeAlias = DatasetBuildConfig | TextBuildConfig
 PLAN = "build.json"
@@ -59,9 +62,11 @@ def command(cfg: BuildConfig) -> str:
         words += ["--corpus", "text"]
     for field in dataclasses.fields(cfg):
         value = getattr(cfg, field.name)
-        if field.name != "name" and value != field.default:
-            text = ",".join(value) if isinstance(value, tuple) else str(value)
-            words += [f"--{field.name}", shlex.quote(text)]
+        if field.name == "name" or value == field.default:
+            continue
+        words.append(f"--{field.name}")
+        if value is not True:  # a switch takes no value
+            words.append(shlex.quote(",".join(value) if isinstance(value, tuple) else str(value)))
     return " ".join(words)
 
 
@@ -79,21 +84,25 @@ def ensure_dataset(cfg: BuildConfig) -> Path:
         failed, the disk is full. What is finished stays.
     """
     root = cfg.root
-    missing = missing_parts(cfg)
-    if not missing:
-        _check_identity(root, cfg)
-        return root
-    with _locked(root):
-        _check_identity(root, cfg)
-        stages = report.Stages()
-        if schema.WORDS in missing:
-            build = _speech if isinstance(cfg, DatasetBuildConfig) else _text
-            build(cfg, stages)  # type: ignore[operator]
-        _families(cfg, stages)
-        report.write(root, stages.seconds)
-    if isinstance(cfg, DatasetBuildConfig) and cfg.wer:
+    _check_identity(root, cfg)
+    if missing_parts(cfg):
+        with _locked(root):
+            _build(cfg)
+    if isinstance(cfg, DatasetBuildConfig) and cfg.wer and "wer" not in report.read(root):
         _word_error_rate(cfg)
     return root
+
+
+def _build(cfg: BuildConfig) -> None:
+    _check_identity(cfg.root, cfg)  # again: another run may have begun it meanwhile
+    stages = report.Stages()
+    if schema.WORDS in missing_parts(cfg):
+        if isinstance(cfg, DatasetBuildConfig):
+            _speech(cfg, stages)
+        else:
+            _text(cfg, stages)
+    _families(cfg, stages)
+    report.write(cfg.root, stages.seconds)
 
 
 def _speech(cfg: DatasetBuildConfig, stages: report.Stages) -> None:
@@ -123,7 +132,7 @@ def _speech(cfg: DatasetBuildConfig, stages: report.Stages) -> None:
         workers = cfg.workers or os.cpu_count() or 1
         units = ingest(utterances, staging, limits, cfg.decoder, workers)
     with stages.timed("words"):
-        asr = _asr(asr_folder, cfg.asr_batch_size)
+        asr = Asr(asr_folder, cfg.asr_batch_size)
         transcribe(staging, units, asr)
     for stage in ("ingest", "words"):
         for unit in range(units):
@@ -177,23 +186,13 @@ def _families(cfg: BuildConfig, stages: report.Stages) -> None:
     missing = missing_parts(cfg)
     for family in missing:
         if family.startswith("text-"):
-            from slm_jax.tokenizers.text import TextTokenizer
-
             with stages.timed(family):
                 tokenizer = TextTokenizer.load(fetch.locate(cfg.text_tokenizer))
                 tokens.add_text(cfg.root, family, tokenizer)
     if isinstance(cfg, DatasetBuildConfig) and {"taste", "speaker"} & set(missing):
-        from slm_jax.tokenizers.taste import Taste
-
         with stages.timed("taste"):
             taste = Taste.load(fetch.locate(cfg.asr), cfg.taste or None)
             tokens.add_taste(cfg.root, taste)
-
-
-def _asr(folder: Path, batch_size: int) -> Any:
-    from slm_jax.tokenizers.asr import Asr
-
-    return Asr(folder, batch_size)
 
 
 def _word_error_rate(cfg: DatasetBuildConfig) -> None:
@@ -202,11 +201,8 @@ def _word_error_rate(cfg: DatasetBuildConfig) -> None:
         raise UserError(
             f"{cfg.root} was built from audio without transcripts", "leave --wer out for it"
         )
-    report.add(
-        cfg.root,
-        "wer",
-        report.word_error_rate(cfg.root, _asr(fetch.locate(cfg.asr), cfg.asr_batch_size)),
-    )
+    asr = Asr(fetch.locate(cfg.asr), cfg.asr_batch_size)
+    report.add(cfg.root, "wer", report.word_error_rate(cfg.root, asr))
 
 
 def _identity(cfg: BuildConfig) -> dict[str, Any]:
@@ -254,7 +250,8 @@ def _locked(root: Path) -> Iterator[None]:
         yield
 
 
-def _parse(arguments: list[str]) -> BuildConfig:
+def parse(arguments: list[str]) -> BuildConfig:
+    """The configuration that command-line arguments say: one option a field of the dataclass."""
     first = argparse.ArgumentParser(add_help=False)
     first.add_argument("name", nargs="?", default="")
     first.add_argument("--corpus")
@@ -291,7 +288,7 @@ def _parse(arguments: list[str]) -> BuildConfig:
 
 
 def _main() -> None:
-    cfg = _parse(sys.argv[1:])
+    cfg = parse(sys.argv[1:])
     began = time.monotonic()
     root = ensure_dataset(cfg)
     print(report.text(root))

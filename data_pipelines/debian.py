@@ -7,6 +7,7 @@ list is needed. A `.deb` is a Unix `ar` archive (deb(5)) whose member data.tar.*
 from __future__ import annotations
 
 import io
+import lzma
 import os
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ import tarfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
 
 from slm_jax.errors import UserError
 
@@ -128,22 +130,30 @@ def unpack(deb: Path, into: Path, place: Callable[[str], str | None]) -> int:
       How many files were written.
     """
     written = 0
-    with _data_tar(deb) as tar:
-        for member in tar:
-            target = place(member.name.removeprefix("./")) if member.isfile() else None
-            content = tar.extractfile(member) if target else None
-            if target is None or content is None:
-                continue
-            path = (into / target).resolve()
-            if not path.is_relative_to(into.resolve()):
-                raise UserError(
-                    f"{deb} holds a path outside its folder: {member.name}", "delete it"
-                )
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(path, "wb") as file:
-                shutil.copyfileobj(content, file)
-            written += 1
+    try:
+        with _data_tar(deb) as tar:
+            for member in tar:
+                target = place(member.name.removeprefix("./")) if member.isfile() else None
+                content = tar.extractfile(member) if target else None
+                if target is not None and content is not None:
+                    _write(content, _inside(into, target, deb))
+                    written += 1
+    except (tarfile.TarError, lzma.LZMAError, EOFError) as error:
+        raise UserError(f"{deb} is damaged: {error}", "delete it and fetch it again") from error
     return written
+
+
+def _inside(folder: Path, name: str, deb: Path) -> Path:
+    path = (folder / name).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        raise UserError(f"{deb} holds the path {name}, outside its folder", "delete this package")
+    return path
+
+
+def _write(content: IO[bytes], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "wb") as file:
+        shutil.copyfileobj(content, file)
 
 
 def _data_tar(deb: Path) -> tarfile.TarFile:

@@ -23,6 +23,7 @@ TOO_SHORT = "too short"
 TOO_LONG = "too long"
 CRASHED = "crashed the decoder twice"
 NO_WORDS = "no words"
+MISALIGNED = "transcript does not fit"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,11 +12,12 @@ from typing import Any
 
 from data_pipelines import quarantine
 from data_pipelines.progress import Progress
-from data_pipelines.transcribe import GROUP, Recogniser
+from data_pipelines.transcribe import GROUP
 from slm_jax.audio import decode
 from slm_jax.data import schema
 from slm_jax.data.dataset import open_dataset
 from slm_jax.evaluation.wer import word_error_rate as score
+from slm_jax.tokenizers.asr import Asr
 
 FILE = "report.json"
 
@@ -82,7 +83,7 @@ def read(root: Path) -> dict[str, Any]:
     return json.loads(path.read_text("utf-8")) if path.exists() else {}
 
 
-def word_error_rate(root: Path, asr: Recogniser) -> dict[str, Any]:
+def word_error_rate(root: Path, asr: Asr) -> dict[str, Any]:
     """Transcribes a whole dataset and scores it against its transcripts."""
     held = open_dataset(root)
     references: list[str] = []
@@ -95,7 +96,8 @@ def word_error_rate(root: Path, asr: Recogniser) -> dict[str, Any]:
                 group = [records[i] for i in range(start, min(start + GROUP, len(records)))]
                 audios = [decode.load(record[schema.AUDIO].flac) for record in group]  # type: ignore
                 language = group[0][schema.WORDS].language  # type: ignore[union-attr]
-                heard += [transcript.text for transcript in asr.transcribe(audios, language)]
+                found = asr.transcribe(audios, language, word_times=False)
+                heard += [transcript.text for transcript in found]
                 references += [record[schema.WORDS].text for record in group]  # type: ignore
                 progress.advance(len(group), sum(len(a) for a in audios) / schema.AUDIO_RATE)
     return score(references, heard).to_json()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
@@ -18,61 +18,30 @@ from data_pipelines.progress import Progress
 from slm_jax.audio import decode
 from slm_jax.data import manifest, schema, shards
 from slm_jax.streams import WORD, StreamSpec
-from slm_jax.tokenizers.segmenters import segmenter_for
+from slm_jax.tokenizers.taste import Taste
+from slm_jax.tokenizers.text import TextTokenizer, encode_words
 
 GROUP = 32  # utterances handed over at a time: the step of the progress display
 Columns: TypeAlias = list[list[schema.StreamItem]]
 
 
-class TextEncoder(Protocol):
-    """A text LLM's tokenizer."""
-
-    vocab_size: int
-    fingerprint: str
-
-    def encode(self, text: str) -> list[int]: ...
-
-
-class SpeechEncoder(Protocol):
-    """What `slm_jax.tokenizers.taste.Taste` offers."""
-
-    spec: StreamSpec
-    speaker_spec: StreamSpec
-
-    def encode(
-        self, audios: list[np.ndarray], words: list[list[schema.Word]]
-    ) -> tuple[list[np.ndarray], list[np.ndarray]]: ...
-
-
-def text_spec(family: str, tokenizer: TextEncoder) -> StreamSpec:
+def text_spec(family: str, tokenizer: TextTokenizer) -> StreamSpec:
     """The spec of a family of text ids: any number of ids a word, on the word clock."""
     return StreamSpec(
         family, "codes", WORD, (tokenizer.vocab_size,), fingerprint=tokenizer.fingerprint
     )
 
 
-def text_item(utterance: schema.Utterance, tokenizer: TextEncoder) -> schema.StreamItem:
-    """Ids of an utterance, word by word.
-
-    A word is encoded with whatever its language writes before it (a space, or nothing), so that
-    the ids of all words together spell the joined text.
-    """
-    segmenter = segmenter_for(utterance.language)
-    ids: list[int] = []
-    index: list[int] = []
-    before = ""
-    for number, word in enumerate(utterance.words):
-        written = segmenter.join([before, word.text])[len(before) :] if before else word.text
-        encoded = tokenizer.encode(written)
-        ids += encoded
-        index += [number] * len(encoded)
-        before = word.text
+def text_item(utterance: schema.Utterance, tokenizer: TextTokenizer) -> schema.StreamItem:
+    """Ids of an utterance, and the word of each."""
+    words = [word.text for word in utterance.words]
+    ids, index = encode_words(tokenizer, words, utterance.language)
     return schema.StreamItem(
         utterance.id, np.array(ids, np.int32).reshape(-1, 1), np.array(index, np.int32)
     )
 
 
-def add_text(root: Path, family: str, tokenizer: TextEncoder) -> None:
+def add_text(root: Path, family: str, tokenizer: TextTokenizer) -> None:
     """Adds the ids of a text tokenizer to a dataset.
 
     Raises:
@@ -87,7 +56,7 @@ def add_text(root: Path, family: str, tokenizer: TextEncoder) -> None:
     _add(root, [text_spec(family, tokenizer)], columns)
 
 
-def add_taste(root: Path, taste: SpeechEncoder) -> None:
+def add_taste(root: Path, taste: Taste) -> None:
     """Adds TASTE tokens and speaker vectors to a dataset with audio and words.
 
     Raises:
