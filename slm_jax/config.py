@@ -35,10 +35,26 @@ GIN_DIR = REPO / "gin"
 # (imported when a file first uses the name).
 CONFIGURABLES = {
     "TrainJob": "slm_jax.training.job",
-    "ModelInit": "slm_jax.training.job",
+    "Llm": "slm_jax.training.job",
     "Optimizer": "slm_jax.training.optimizer",
     "Parallel": "slm_jax.training.partitioning",
     "Checkpoints": "slm_jax.training.checkpoint",
+    "System": "slm_jax.models.system",
+    "SpeechLMConfig": "slm_jax.models.speech_lm",
+    "Layout": "slm_jax.layouts",
+    "Par": "slm_jax.layouts",
+    "Delay": "slm_jax.layouts",
+    "Stream": "slm_jax.layouts",
+    "Text": "slm_jax.layouts",
+    "LossWeights": "slm_jax.training.losses",
+    "BackboneConfig": "slm_jax.nn.backbone_config",
+    "RopeScaling": "slm_jax.nn.rope",
+    "MixtureSpec": "slm_jax.data.registry",
+    "DecodeJob": "slm_jax.decoding.job",
+    "DecodeLimits": "slm_jax.decoding.engine",
+    "Sampling": "slm_jax.decoding.samplers",
+    "DatasetBuildConfig": "data_pipelines.build_config",
+    "TextBuildConfig": "data_pipelines.build_config",
 }
 
 

@@ -46,11 +46,19 @@ class Checkpoints:
 
 
 class Loaded(NamedTuple):
-    """What `load_params` returns."""
+    """What `load_params` returns.
+
+    Attributes:
+      params: nested dict of arrays.
+      job: the `slm_jax.training.job.TrainJob` that trained them.
+      step: updates done.
+      streams: family -> fingerprint of each stream that they were trained on.
+    """
 
     params: tree.Params
-    job: Any  # the TrainJob that trained them
+    job: Any
     step: int
+    streams: dict[str, str]
 
 
 class Store:
@@ -99,7 +107,7 @@ class Store:
         Raises:
           UserError: this or the previous save found the disk full.
         """
-        if step == self.latest or not (force or step % self.settings.every == 0):
+        if not (force or step % self.settings.every == 0) or step == self.latest:
             return
         self.wait()
         self._check_space(state)
@@ -176,9 +184,10 @@ def load_params(path: str | Path, abstract: tree.Params | None = None) -> Loaded
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), saved
         )
     _check_same_model(folder, abstract)
-    job = config.loads(_about(folder)["config"], name=f"{folder}: config")
+    about = _about(folder)
+    job = config.loads(about["config"], name=f"{folder}: config")
     params = ocp.load_checkpointables(folder, {"params": abstract})["params"]
-    return Loaded(params, job, int(folder.name))
+    return Loaded(params, job, int(folder.name), about.get("streams", {}))
 
 
 def find_step(path: Path) -> Path:

@@ -32,11 +32,12 @@ class Deferred:
     def push(self, step: int, metrics: Any) -> tuple[int, Any] | None:
         """Keeps `metrics` (device arrays) and returns the previous (step, metrics) on the host."""
         previous, self._held = self._held, (step, metrics)
-        return previous and (previous[0], jax.device_get(previous[1]))
+        return jax.device_get(previous)
 
     def flush(self) -> tuple[int, Any] | None:
         """The last (step, metrics) on the host."""
-        return self.push(-1, None) if self._held else None
+        previous, self._held = self._held, None
+        return jax.device_get(previous)
 
 
 class Log:
@@ -105,6 +106,10 @@ class Goodput:
             yield
         finally:
             self.seconds[on] = self.seconds.get(on, 0.0) + time.monotonic() - began
+
+    def in_seconds(self) -> dict[str, float]:
+        """The same under names that carry the unit."""
+        return {f"{name}_seconds": value for name, value in self.seconds.items()}
 
     def fraction(self) -> float:
         """Share of the time since construction that went into steps."""

@@ -65,38 +65,23 @@ def shardings(abstract: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.sharding, abstract)
 
 
-def initial_params(
-    build: Callable[[], nnx.Module], abstract: tree.Params, imported: Mapping[str, np.ndarray]
-) -> tree.Params:
+def initial_params(build: Callable[[], nnx.Module], partial: tree.Params) -> tree.Params:
     """Parameters for step 0.
 
     Args:
-      build: makes the model with random numbers; only those that `imported` lacks are computed.
-      abstract: from `skeleton`.
-      imported: path -> array, shaped as in `abstract`.
-
-    Raises:
-      UserError: naming every imported weight that the model lacks or shapes otherwise.
+      build: makes the model with random numbers; only those that `partial` lacks are computed.
+      partial: `skeleton(...).params`, with arrays in place of some (a text LLM's weights).
     """
-    wanted = tree.flatten(abstract)
-    unexpected = [path for path in imported if path not in wanted]
-    misshapen = [
-        f"{path} {tuple(value.shape)}, wanted {tuple(wanted[path].shape)}"
-        for path, value in imported.items()
-        if path in wanted and tuple(value.shape) != tuple(wanted[path].shape)
-    ]
-    tree.check_names(unexpected=unexpected, misshapen=misshapen)
-    fresh = {path: leaf.sharding for path, leaf in wanted.items() if path not in imported}
+    flat = tree.flatten(partial)
+    missing = {
+        path: leaf.sharding for path, leaf in flat.items() if isinstance(leaf, jax.ShapeDtypeStruct)
+    }
 
     def random() -> dict[str, jax.Array]:
-        flat = tree.flatten(tree.pure_params(build())[1])
-        return {path: flat[path] for path in fresh}
+        made = tree.flatten(tree.pure_params(build())[1])
+        return {path: made[path] for path in missing}
 
-    made = jax.jit(random, out_shardings=fresh)()
-    for path, value in imported.items():
-        leaf = wanted[path]
-        made[path] = place(value, leaf.sharding, leaf.dtype)
-    return tree.unflatten(made)
+    return tree.unflatten(flat | jax.jit(random, out_shardings=missing)())
 
 
 def place(value: np.ndarray, sharding: NamedSharding, dtype: Any) -> jax.Array:

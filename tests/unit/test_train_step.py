@@ -67,7 +67,7 @@ def run(parallel, steps=2, accumulate=1, only_lora=False, spoil=False):
         paths = [p for p in tree.flatten(abstract_params) if not only_lora or "lora" in p]
         trainable = frozenset(paths)
         abstract = state.abstract_state(abstract_params, UPDATE, trainable)
-        params = state.initial_params(build, abstract_params, {})
+        params = state.initial_params(build, abstract_params)
         now = state.initial_state(params, UPDATE, trainable, abstract)
         update = step.make_step(
             loss_sums(graphdef), weights, COEFFICIENTS, UPDATE, trainable, accumulate
@@ -150,12 +150,11 @@ def test_a_batch_that_is_not_finite_changes_nothing():
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(now)))
 
 
-def test_imported_weights_replace_random_ones_and_must_fit():
+def test_imported_weights_are_kept_and_the_rest_is_random():
     mesh = partitioning.make_mesh(Parallel(data=8))
-    abstract = state.skeleton(build, RULES, mesh).params
-    table = np.full((CONFIG.vocab_size, CONFIG.width), 0.5, np.float32)
-    params = state.initial_params(build, abstract, {"embedding/embedding": table})
-    np.testing.assert_array_equal(params["embedding"]["embedding"], table)
+    partial = state.skeleton(build, RULES, mesh).params
+    leaf = partial["embedding"]["embedding"]
+    table = state.place(np.full(leaf.shape, 0.5, np.float32), leaf.sharding, leaf.dtype)
+    params = state.initial_params(build, partial | {"embedding": {"embedding": table}})
+    assert params["embedding"]["embedding"] is table
     assert np.std(np.asarray(params["head"]["kernel"])) > 0
-    with pytest.raises(Exception, match=r"unexpected: nothing; misshapen: norm/scale \(3,\)"):
-        state.initial_params(build, abstract, {"nothing": table, "norm/scale": np.ones(3)})

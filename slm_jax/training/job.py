@@ -1,0 +1,147 @@
+"""What a training run is: the root of a gin file for launch/train.py."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+from slm_jax.data.registry import MixtureSpec
+from slm_jax.errors import UserError
+from slm_jax.interop.llm import llm_config
+from slm_jax.models.system import System
+from slm_jax.training.checkpoint import Checkpoints
+from slm_jax.training.losses import LossWeights
+from slm_jax.training.optimizer import Optimizer
+from slm_jax.training.partitioning import Parallel
+
+# What a run is made of: to go on with another value would be another run.
+IDENTITY = ("system", "data", "batch_size", "seq_len", "seed")
+
+
+@dataclasses.dataclass(frozen=True)
+class Llm:
+    """The text LLM that the backbone starts from, and how much of it moves.
+
+    Attributes:
+      path: a GGUF file, a folder with safetensors, or "smollm2" (fetched).
+      lora_rank: rank of the update on every projection, the LLM's own weights held still; 0 trains
+        them all.
+      lora_alpha, dtype, remat: as in `BackboneConfig`.
+    """
+
+    path: str = "smollm2"
+    lora_rank: int = 0
+    lora_alpha: float = 16.0
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: Literal["none", "dots", "full"] = "none"
+
+    def __post_init__(self) -> None:
+        if self.lora_rank < 0:
+            raise ValueError(f"lora_rank must not be negative, got {self.lora_rank}")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainJob:
+    """One run.
+
+    Attributes:
+      name: of the run; its directory is `runs`/`name`.
+      system: layout and model; without a backbone of its own, it has that of `llm`.
+      data: the mixture; its "train" splits are trained on, "validation" measures.
+      sources: how to build the datasets of `data` (`data_pipelines.build_config`), for launchers
+        that fill in what is missing; the trainer itself opens what is there.
+      llm: where the backbone's weights come from; None for random ones.
+      text_tokenizer: that made the text ids: a name that data_pipelines.fetch knows, or a path.
+      taste: folder of the TASTE tokenizer that made the speech ids; None for the starter weights.
+      losses, optimizer, parallel, checkpoints: see there.
+      steps: updates in all; raise it to train a finished run further.
+      batch_size: rows of the global batch.
+      seq_len: columns of a row; longer utterances are left out and counted.
+      accumulate: microbatches that a device's rows are cut into.
+      seed: of weights, packing, order.
+      log_every: steps between two lines of metrics.jsonl.
+      eval_every: steps between two measurements on held-out data; the last step measures, too.
+      prompts: held-out prompts that a finished run continues aloud for its report; 0 leaves the
+        report out.
+      runs: directory of all runs.
+    """
+
+    name: str
+    system: System
+    data: MixtureSpec
+    sources: tuple[Any, ...] = ()
+    llm: Llm | None = None
+    text_tokenizer: str = "smollm2"
+    taste: str | None = None
+    losses: LossWeights = LossWeights()
+    optimizer: Optimizer = Optimizer()
+    parallel: Parallel = Parallel()
+    checkpoints: Checkpoints = Checkpoints()
+    steps: int = 100
+    batch_size: int = 8
+    seq_len: int = 256
+    accumulate: int = 1
+    seed: int = 0
+    log_every: int = 1
+    eval_every: int = 50
+    prompts: int = 20
+    runs: str = "runs"
+
+    def __post_init__(self) -> None:
+        counts = ("steps", "batch_size", "seq_len", "accumulate", "log_every", "eval_every")
+        for name in counts:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("seed", "prompts"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not self.name or "/" in self.name or self.name.startswith("."):
+            raise ValueError(
+                f"name must not be empty, hold a slash or start with a dot: {self.name!r}"
+            )
+        if self.llm is None and self.system.model.backbone is None:
+            raise ValueError("llm must be set where SpeechLMConfig.backbone is not")
+        levels = len(self.system.model.codebooks)
+        self.losses.coefficients(levels, self.system.model.head == "continuous")
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.runs) / self.name
+
+    @property
+    def trains(self) -> Literal["full", "lora"]:
+        """What of the backbone moves."""
+        backbone = self.system.model.backbone
+        return "lora" if backbone is not None and backbone.lora_rank else "full"
+
+    def resolve(self, llm: Path | None) -> TrainJob:
+        """The same job with the backbone's sizes filled in from the text LLM at `llm`.
+
+        Raises:
+          UserError: the text LLM cannot be read, or does not fit the layout.
+        """
+        if self.llm is None or llm is None:
+            return self
+        backbone = dataclasses.replace(
+            llm_config(llm),
+            lora_rank=self.llm.lora_rank,
+            lora_alpha=self.llm.lora_alpha,
+            dtype=self.llm.dtype,
+            remat=self.llm.remat,
+        )
+        model = dataclasses.replace(self.system.model, backbone=backbone)
+        return dataclasses.replace(self, system=System(self.system.layout, model))
+
+    def check_continues(self, before: TrainJob) -> None:
+        """Raises a UserError if `self` is no continuation of the run that `before` began."""
+        changed = [
+            f"{name} was {getattr(before, name)}, now {getattr(self, name)}"
+            for name in IDENTITY
+            if getattr(before, name) != getattr(self, name)
+        ]
+        if changed:
+            raise UserError(
+                f"the run in {self.run_dir} was begun with other settings: {'; '.join(changed)}",
+                "train under another name (--gin.TrainJob.name=...), or restore the settings.",
+            )
