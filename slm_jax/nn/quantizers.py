@@ -170,7 +170,7 @@ class FsqConfig:
 def _fsq_bound(config: FsqConfig, z: jax.Array) -> jax.Array:
     """Squashes z [..., K, d] so that rounding gives `grid` values a dimension (paper, App. A)."""
     grid = jnp.asarray(config.grid, z.dtype)
-    half = (grid - 1) * (1 - 1e-3) / 2
+    half = (grid - 1) * (1 + 1e-3) / 2
     offset = jnp.where(grid % 2 == 0, 0.5, 0.0)
     return jnp.tanh(z + jnp.arctanh(offset / half)) * half - offset
 
@@ -196,3 +196,12 @@ def fsq_decode(config: FsqConfig, codes: jax.Array) -> jax.Array:
     digits = (codes[..., None] // _fsq_basis(config)) % grid
     latents = (digits - grid // 2) / (grid // 2)
     return latents.reshape(*codes.shape[:-1], config.width).astype(jnp.float32)
+
+
+def fsq_codebooks(config: FsqConfig) -> jax.Array:
+    """[K, V, width]: what each code of each group adds to the latent (zero in the other groups)."""
+    size = config.vocab[0]
+    single = FsqConfig(1, config.grid)
+    vectors = fsq_decode(single, jnp.arange(size)[:, None])
+    blocks = jnp.eye(config.levels)[:, None, :, None] * vectors[None, :, None, :]
+    return blocks.reshape(config.levels, size, config.width)

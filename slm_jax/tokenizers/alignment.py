@@ -2,7 +2,8 @@
 
 The method is that of openai/whisper's timing.py (`find_alignment`): the attention of chosen heads,
 normalised and smoothed, is a matrix of tokens by frames; dynamic time warping finds the monotonic
-path through it, and a token starts where the path enters its row.
+path through it, and a token starts where the path enters its row. The energy of the audio then
+sharpens what that leaves vague.
 """
 
 from __future__ import annotations
@@ -11,12 +12,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from slm_jax.data.schema import Word
+from slm_jax.audio.features import WHISPER_RATE
 from slm_jax.tokenizers.segmenters import Segmenter
 
 FILTER_WIDTH = 7  # frames of 20 ms
-ENERGY_HOP = 80  # samples at 16 kHz: 5 ms
-ENERGY_WINDOW = 320
+# The attention turns to a word some time after the word began: 90 to 100 ms in the median, for
+# two speakers, against pocketsphinx (docs/asr.md).
+LAG = 0.1  # seconds
+SHORTEST_WORD = 0.04  # seconds
+SPEECH_RANGE = 45.0  # dB below the loudest parts that speech reaches down to
+ENERGY_HOP, ENERGY_WINDOW = 80, 320  # samples: 5 and 20 ms
 
 
 def token_starts(scores: np.ndarray, prompt: int) -> np.ndarray:
@@ -91,14 +96,13 @@ def dtw_row_starts(cost: np.ndarray) -> np.ndarray:
     return starts
 
 
-def place_words(
+def word_edges(
     words: Sequence[str],
     segmenter: Segmenter,
     byte_lengths: Sequence[int],
-    edges: np.ndarray,
-    probabilities: np.ndarray,
-) -> tuple[Word, ...]:
-    """Puts words on the time axis, given the tokens that write them.
+    token_edges: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Boundaries of words, given those of the tokens that write them.
 
     A word boundary inside a token (characters of Chinese) divides the token's time by bytes.
 
@@ -106,20 +110,59 @@ def place_words(
       words: the W words.
       segmenter: joins them; the tokens write `segmenter.separator + segmenter.join(words)`.
       byte_lengths: UTF-8 bytes of each of the n tokens.
-      edges: [n + 1] seconds, start of each token, and the end of the last.
-      probabilities: [n] of each token; a word's confidence is their mean.
+      token_edges: [n + 1], start of each token, and the end of the last.
+
+    Returns:
+      edges: float [W + 1], ascending.
+      tokens: int [W, 2], first and past-the-last token that each word has a part of.
     """
     text = segmenter.separator + segmenter.join(words)
-    ends, at = [], 0
+    ends, at = [0], 0
     for word in words:
         at = text.index(word, at) + len(word)
         ends.append(len(text[:at].encode()))
-    token_edges = np.concatenate([[0], np.cumsum(byte_lengths)])
-    word_edges = np.concatenate([[0], ends])
-    times = np.interp(word_edges, token_edges, edges)
-    first = np.searchsorted(token_edges, word_edges[:-1], side="right") - 1
-    last = np.searchsorted(token_edges, word_edges[1:], side="left")
-    return tuple(
-        Word(word, float(times[i]), float(times[i + 1]), float(probabilities[a:b].mean()))
-        for i, (word, a, b) in enumerate(zip(words, first, last, strict=True))
-    )
+    byte_edges = np.concatenate([[0], np.cumsum(byte_lengths)])
+    first = np.searchsorted(byte_edges, ends[:-1], side="right") - 1
+    past = np.searchsorted(byte_edges, ends[1:], side="left")
+    return np.interp(ends, byte_edges, token_edges), np.stack([first, past], axis=1)
+
+
+def spoken_intervals(edges: np.ndarray, audio: np.ndarray) -> np.ndarray:
+    """Where each word is heard, given the boundaries that attention puts between words.
+
+    Boundaries move back by the lag of the attention, words get some length, and silence at
+    either end of a word is cut away: pauses belong to no word.
+
+    Args:
+      edges: [W + 1] seconds, ascending.
+      audio: [n] samples at 16 kHz, not empty.
+
+    Returns:
+      float [W, 2] seconds, start < end, in order, without overlap, inside the audio.
+    """
+    count, duration = len(edges) - 1, len(audio) / WHISPER_RATE
+    shortest = min(SHORTEST_WORD, duration / count)
+    ramp = np.arange(count + 1) * shortest
+    edges = np.concatenate([edges[:1], edges[1:-1] - LAG, edges[-1:]])
+    edges = np.maximum.accumulate(np.maximum(edges, 0.0) - ramp) + ramp
+    edges = np.minimum(edges, duration - ramp[::-1])
+    active = _active(audio)
+    intervals = np.stack([edges[:-1], edges[1:]], axis=1)
+    for interval in intervals:
+        start, stop = np.rint(interval * WHISPER_RATE / ENERGY_HOP).astype(int)
+        heard = start + np.flatnonzero(active[start:stop])
+        if len(heard) and (heard[-1] + 1 - heard[0]) * ENERGY_HOP >= shortest * WHISPER_RATE:
+            trimmed = np.array([heard[0], heard[-1] + 1]) * ENERGY_HOP / WHISPER_RATE
+            interval[:] = np.clip(trimmed, *interval)
+    return intervals
+
+
+def _active(audio: np.ndarray) -> np.ndarray:
+    """bool [n / ENERGY_HOP]: whether the level there stands out of the background."""
+    count, half = -(-len(audio) // ENERGY_HOP), ENERGY_WINDOW // 2
+    power = np.pad(audio.astype(np.float64) ** 2, (half, half + ENERGY_HOP))
+    total = np.concatenate([[0.0], np.cumsum(power)])
+    at = np.arange(count) * ENERGY_HOP + ENERGY_HOP // 2
+    level = 10 * np.log10((total[at + ENERGY_WINDOW] - total[at]) / ENERGY_WINDOW + 1e-10)
+    floor, peak = np.percentile(level, [5, 98])
+    return level > max(peak - SPEECH_RANGE, floor + 0.2 * (peak - floor))

@@ -92,7 +92,7 @@ class Asr:
     def fingerprint(self) -> str:
         """Of the weights and the alignment method: equal fingerprints give equal words."""
         weights = sorted(flatten(self._params).items())
-        return fingerprint("whisper-words-1", *(np.asarray(w).tobytes() for _, w in weights))
+        return fingerprint("whisper-words-2", *(np.asarray(w).tobytes() for _, w in weights))
 
     def transcribe(
         self,
@@ -159,7 +159,9 @@ class Asr:
         pieces = []
         for i, (audio, text) in enumerate(zip(audios, texts, strict=True)):
             windows, words = _pieces(i, audio), segmenter.split(text)
-            shares = [words]
+            if words and not windows:
+                raise UserError(f"recording {i} is empty, its transcript is not", "leave it out")
+            shares = [words] if windows else []
             if len(windows) > 1:
                 heard = self.transcribe([w.audio for w in windows], language, "full", False)
                 shares = _divide(words, [segmenter.split(h.text) for h in heard])
@@ -224,13 +226,18 @@ class Asr:
                 continue
             stop = len(prompt) + len(text)
             starts = alignment.token_starts(scores[:, row, : stop + 1, : piece.frames], len(prompt))
-            edges = np.minimum(starts * FRAME, len(piece.audio)) / WHISPER_RATE
-            words = alignment.place_words(
-                piece.words,
-                segmenter,
-                self._text.byte_lengths(text),
-                edges,
-                probabilities[row, len(prompt) - 1 : stop - 1],
+            edges, tokens = alignment.word_edges(
+                piece.words, segmenter, self._text.byte_lengths(text), starts * FRAME / WHISPER_RATE
+            )
+            confidence = probabilities[row, len(prompt) - 1 : stop - 1]
+            words = tuple(
+                Word(word, float(start), float(end), float(confidence[first:past].mean()))
+                for word, (start, end), (first, past) in zip(
+                    piece.words,
+                    alignment.spoken_intervals(edges, piece.audio),
+                    tokens,
+                    strict=True,
+                )
             )
             parts.append(_Part(piece, words))
         return parts
@@ -317,7 +324,10 @@ def _attend(
 
 
 def _pieces(item: int, audio: np.ndarray) -> list[_Piece]:
-    """Cuts a recording into parts of at most 30 s, in the middle of the quietest 0.2 s."""
+    """Cuts a recording into parts of at most 30 s, in the middle of the quietest 0.2 s.
+
+    An empty recording has no parts.
+    """
     audio = np.asarray(audio, np.float32)
     if audio.ndim != 1:
         raise UserError(
@@ -330,7 +340,11 @@ def _pieces(item: int, audio: np.ndarray) -> list[_Piece]:
         quietest = int(energy.argmin()) + 10
         cuts.append(cuts[-1] + WINDOW - SEARCH + quietest * hop)
     cuts.append(len(audio))
-    return [_Piece(item, start, audio[start:stop], []) for start, stop in itertools.pairwise(cuts)]
+    return [
+        _Piece(item, start, audio[start:stop], [])
+        for start, stop in itertools.pairwise(cuts)
+        if stop > start
+    ]
 
 
 def _batches(

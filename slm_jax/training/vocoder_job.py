@@ -26,9 +26,9 @@ class VocoderTraining:
       augment: probability that a segment is resampled to another speed and pitch.
     """
 
-    fit: FitConfig = FitConfig(steps=2500)
+    fit: FitConfig = FitConfig(steps=2000)
     batch: int = 16
-    segment: int = 25_600
+    segment: int = 12_800
     peak_lr: float = 1e-3
     augment: float = 0.3
     seed: int = 0
@@ -83,7 +83,11 @@ def train_vocoder(
     """Trains (or resumes) on mono 16 kHz audio and returns the parameters."""
     graphdef, params = pure_params(Vocoder(model, rngs=nnx.Rngs(config.seed)))
     schedule = optax.warmup_cosine_decay_schedule(
-        0.0, config.peak_lr, min(100, config.fit.steps // 10), config.fit.steps, config.peak_lr * 0.02
+        0.0,
+        config.peak_lr,
+        min(100, config.fit.steps // 10),
+        config.fit.steps,
+        config.peak_lr * 0.02,
     )
     optimizer = optax.chain(
         optax.clip_by_global_norm(10.0), optax.adamw(schedule, b1=0.8, b2=0.99, weight_decay=0.01)

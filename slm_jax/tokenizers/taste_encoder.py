@@ -1,0 +1,120 @@
+"""TASTE's encoder side: from frozen Whisper features and the words to one latent per word.
+
+Source: TASTE (Tseng et al. 2025, arXiv 2504.07053 §2; reference class `TasteAudioTower` of
+mtkresearch/TASTE-SpokenLM). The aggregator is a short Whisper decoder without its output head: the
+ASR tokens of the transcript are the queries, the last encoder layer gives the keys, and a shallow
+layer, which still holds how things were said, the values.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from slm_jax.nn.attention import MaskSpec
+from slm_jax.nn.layers import LayerNorm, Linear, scan_layers, stack
+from slm_jax.tokenizers.whisper import Layer, WhisperConfig
+
+
+class Aggregator(nnx.Module):
+    """Token embeddings attend to the audio: [B, S, D] -> [B, S, latent].
+
+    Args:
+      whisper: sizes of the speech encoder.
+      layers: decoder layers; initialised from Whisper's by `start_from_whisper`.
+      latent: width of the vectors that are quantised.
+    """
+
+    def __init__(self, whisper: WhisperConfig, layers: int, latent: int, *, rngs: nnx.Rngs):
+        self.layers = stack(
+            lambda rngs: Layer(whisper, whisper.decoder_heads, cross=True, rngs=rngs), layers, rngs
+        )
+        self.value_norm = LayerNorm(whisper.width)
+        self.norm = LayerNorm(whisper.width)
+        self.project = Linear(whisper.width, latent, bias=True, rngs=rngs)
+
+    def __call__(
+        self, tokens: jax.Array, keys: jax.Array, values: jax.Array, audio_mask: jax.Array
+    ) -> jax.Array:
+        """Aggregates the audio at each token.
+
+        Args:
+          tokens: [B, S, D], embedded ASR tokens with positions; causal, so padding goes last.
+          keys: [B, T, D], the last encoder layer.
+          values: [B, T, D], a shallow layer (raw residual stream).
+          audio_mask: [B, T], 1 where there is audio; padding is not attended to.
+        """
+        values = self.value_norm(values)
+        causal = MaskSpec(causal=True)
+        heard = MaskSpec(
+            q_segment_ids=jnp.ones(tokens.shape[:2], jnp.int32),
+            kv_segment_ids=audio_mask.astype(jnp.int32),
+        )
+
+        def body(layer: Layer, x: jax.Array, _: None) -> tuple[jax.Array, None]:
+            h = layer.self_norm(x)
+            q = layer.self_attention.queries(h)
+            x += layer.self_attention.output(q, *layer.self_attention.keys_values(h), causal)
+            cross = layer.cross_attention
+            q = cross.queries(layer.cross_norm(x))
+            k, _ = cross.keys_values(keys)
+            _, v = cross.keys_values(values)
+            x += cross.output(q, k, v, heard)
+            x += layer.mlp(x)
+            return x, None
+
+        x, _ = scan_layers(self.layers, body, tokens)
+        latents = self.project(self.norm(x))
+        # Unit variance, so that codebooks and commitment have one scale throughout training.
+        return latents * jax.lax.rsqrt(jnp.mean(latents**2, axis=-1, keepdims=True) + 1e-6)
+
+
+def start_from_whisper(params: dict, decoder: dict, picked: tuple[int, ...]) -> dict:
+    """Aggregator parameters with the given Whisper decoder layers in place of the random ones.
+
+    The value projections become the identity, since their input is another layer than the one
+    they were trained on (reference: `audio_joint_encoder_segmenter.py`, `v_proj`).
+    """
+    layers = jax.tree.map(lambda x: jnp.asarray(x)[jnp.asarray(picked)], decoder["layers"])
+    value = layers["cross_attention"]["v"]
+    eye = jnp.eye(value["kernel"].shape[1], dtype=value["kernel"].dtype)
+    value["kernel"] = jnp.broadcast_to(eye, value["kernel"].shape)
+    value["bias"] = jnp.zeros_like(value["bias"])
+    return params | {"layers": layers, "norm": jax.tree.map(jnp.asarray, decoder["norm"])}
+
+
+class SpeakerEncoder(nnx.Module):
+    """Mean and deviation of shallow features over an utterance -> a unit vector.
+
+    x-vector style statistics pooling (Snyder et al. 2018).
+    """
+
+    def __init__(self, width: int, speaker_width: int, *, rngs: nnx.Rngs):
+        self.norm = LayerNorm(2 * width)
+        self.project = Linear(2 * width, speaker_width, bias=True, rngs=rngs)
+
+    def __call__(self, features: jax.Array, mask: jax.Array) -> jax.Array:
+        """features [B, T, D], mask [B, T] -> [B, speaker_width]."""
+        weight = (mask / jnp.maximum(mask.sum(1, keepdims=True), 1))[..., None]
+        mean = jnp.sum(weight * features, axis=1)
+        variance = jnp.sum(weight * (features - mean[:, None]) ** 2, axis=1)
+        pooled = self.norm(jnp.concatenate([mean, jnp.sqrt(variance + 1e-5)], axis=-1))
+        vector = self.project(pooled)
+        return vector * jax.lax.rsqrt(jnp.sum(vector**2, axis=-1, keepdims=True) + 1e-8)
+
+
+def word_mean(tokens: jax.Array, word_of_token: jax.Array, words: int) -> jax.Array:
+    """Averages the vectors of each word's tokens.
+
+    Args:
+      tokens: [B, S, D].
+      word_of_token: int [B, S], -1 for prefix, end and padding.
+      words: W.
+
+    Returns:
+      [B, W, D], zero for words without tokens.
+    """
+    member = jax.nn.one_hot(word_of_token, words, dtype=tokens.dtype)
+    counts = jnp.maximum(member.sum(1), 1)
+    return jnp.einsum("bsw,bsd->bwd", member, tokens) / counts[..., None]

@@ -1,0 +1,59 @@
+import itertools
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from slm_jax.tokenizers.taste_decoder import (
+    BEGIN,
+    END,
+    monotonic_alignment,
+    round_durations,
+    text_bytes,
+    word_times,
+)
+
+
+def best_by_hand(scores):
+    count, length = scores.shape
+    best, found = -np.inf, None
+    for cuts in itertools.combinations(range(1, length), count - 1):
+        ends = [*cuts, length]
+        starts = [0, *cuts]
+        total = sum(scores[n, a:b].sum() for n, (a, b) in enumerate(zip(starts, ends, strict=True)))
+        if total > best:
+            best, found = total, np.diff([0, *ends])
+    return found
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_alignment_is_the_best_of_all_paths(seed):
+    rng = np.random.default_rng(seed)
+    scores = rng.normal(size=(2, 4, 9)).astype(np.float32)
+    counts, lengths = np.array([4, 3]), np.array([9, 7])
+    durations = np.asarray(
+        monotonic_alignment(jnp.asarray(scores), jnp.asarray(counts), jnp.asarray(lengths))
+    )
+    for row, (n, t) in enumerate(zip(counts, lengths, strict=True)):
+        np.testing.assert_array_equal(durations[row, :n], best_by_hand(scores[row, :n, :t]))
+        assert durations[row, n:].sum() == 0
+
+
+def test_bytes_know_their_word():
+    text = text_bytes(["Héllo,", "you"])
+    assert bytes(text.ids[1:-1].astype(np.uint8)).decode() == "héllo, you"
+    assert (text.ids[0], text.ids[-1]) == (BEGIN, END)
+    np.testing.assert_array_equal(text.words, [0] * 9 + [1] * 4)
+
+
+def test_rounding_keeps_the_sum_and_padding_silent():
+    ids = jnp.array([[5, 5, 5, 5, 0, 0]])
+    durations = round_durations(jnp.log(jnp.array([[2.4, 2.4, 2.4, 2.4, 9.0, 9.0]])), ids)
+    assert durations[0, :4].sum() == 10 and durations[0, 4:].sum() == 0
+    assert set(np.asarray(durations[0, :4]).tolist()) <= {2, 3}
+
+
+def test_word_times_leave_out_the_pause():
+    text = text_bytes(["ab", "c"])
+    durations = np.array([5, 2, 3, 4, 6, 7])  # BEGIN a b space c END
+    assert word_times(durations, text, 2, 0.5) == [(2.5, 5.0), (7.0, 10.0)]
