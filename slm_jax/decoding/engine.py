@@ -136,11 +136,7 @@ class Engine:
         rows, (size, levels, width) = jnp.arange(len(batch.lengths)), batch.tokens.shape
         positions = jnp.broadcast_to(jnp.arange(width), (size, width))
         cache = model.init_cache(size, width + room)
-        prefill, cache = model.step(jnp.asarray(batch.tokens), positions, cache)
-        last = (batch.lengths - 1)[:, None, None]
-        hidden = jnp.take_along_axis(prefill.hidden, last, axis=1)
-        codes, latent = model.heads(hidden)
-        outputs = Outputs(model.backbone.logits(hidden), codes, hidden, latent)
+        outputs, cache = model.step(batch.tokens, positions, cache, last=batch.lengths - 1)
         inside = positions < batch.lengths[:, None]
         seen = jnp.zeros((size, len(self._vocabulary.starts)), bool)
         seen = seen.at[rows[:, None], batch.tokens[:, 0]].max(inside)

@@ -28,7 +28,7 @@ _BUCKET = 32
 
 def evaluate(
     model: SpeechLM,
-    reference: Backbone,
+    reference: Backbone | None,
     layout: Layout,
     train: Sequence[Record],
     held_out: Sequence[Record],
@@ -38,7 +38,7 @@ def evaluate(
 
     Args:
       model: the speech LM.
-      reference: the text LLM it started from, untouched.
+      reference: the text LLM it started from, untouched; None if there is none.
       layout: with a text row and the levels of one speech stream.
       train: records that the baselines are fitted on; "words" and the layout's speech stream.
       held_out: records with "words" and all streams of the layout.
@@ -47,8 +47,8 @@ def evaluate(
     Returns:
       {"protocol", "layout", "utterances", "text": {n, cross_entropy, perplexity, interval,
       reference_cross_entropy, reference_perplexity}, "speech": [{level, n, cross_entropy, interval,
-      accuracy, unigram, given_word}]}; with a continuous head, whose scores are no probabilities,
-      `cross_entropy` and `interval` are None.
+      accuracy, unigram, given_word}]}. None stands for what there is not: figures of a missing
+      reference, cross-entropy and interval of a continuous head, whose scores are no probabilities.
     """
     grids = [layout.arrange(record) for record in held_out]
     sums, counts = _score(model, reference, grids, batch_size)
@@ -73,7 +73,7 @@ def evaluate(
             }
         )
     text, own = counts["text"], _mean(sums["text"], counts["text"])
-    untouched = _mean(sums["reference"], text)
+    untouched = _mean(sums["reference"], text) if reference is not None else None
     delays = ", ".join(str(row.delay) for row in layout.rows[1:])
     return {
         "protocol": PROTOCOL,
@@ -85,18 +85,18 @@ def evaluate(
             "interval": _interval(sums["text"], text),
             "perplexity": float(np.exp(own)),
             "reference_cross_entropy": untouched,
-            "reference_perplexity": float(np.exp(untouched)),
+            "reference_perplexity": None if untouched is None else float(np.exp(untouched)),
         },
         "speech": levels,
     }
 
 
 def _score(
-    model: SpeechLM, reference: Backbone, grids: Sequence[Grid], batch_size: int
+    model: SpeechLM, reference: Backbone | None, grids: Sequence[Grid], batch_size: int
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Sums and counts of each record: "text", "reference" [n]; "codes", "hits" [n, K]."""
     graphdef, params = pure_params(model)
-    llm_graphdef, llm_params = pure_params(reference)
+    llm_graphdef, llm_params = (None, {}) if reference is None else pure_params(reference)
 
     def nll(logits: jax.Array, targets: jax.Array, weights: jax.Array) -> jax.Array:
         chosen = jnp.take_along_axis(logits, jnp.where(weights > 0, targets, 0)[..., None], -1)
@@ -105,9 +105,6 @@ def _score(
     @jax.jit
     def score(params: Params, llm_params: Params, batch: dict[str, jax.Array]):
         outputs = merge(graphdef, params)(batch)
-        llm = merge(llm_graphdef, llm_params)
-        ids = batch["tokens"][:, 0]
-        hidden, _ = llm(llm.embed(ids), batch["positions"], batch["segment_ids"])
         targets, weights = batch["targets"], batch["weights"]
         text = targets[:, 0], weights[:, 0]
         rows = list(zip(outputs.speech_logits, range(1, targets.shape[1]), strict=True))
@@ -115,12 +112,17 @@ def _score(
             ((logits.argmax(-1) == targets[:, r]) * weights[:, r]).sum(-1) for logits, r in rows
         ]
         codes = [nll(logits, targets[:, r], weights[:, r]) for logits, r in rows]
-        return {
+        scores = {
             "text": nll(outputs.text_logits, *text),
-            "reference": nll(llm.logits(hidden), *text),
             "codes": jnp.stack(codes, -1),
             "hits": jnp.stack(hits, -1),
         }
+        if llm_graphdef is not None:
+            llm = merge(llm_graphdef, llm_params)
+            embedded = llm.embed(batch["tokens"][:, 0])
+            hidden, _ = llm(embedded, batch["positions"], batch["segment_ids"])
+            scores["reference"] = nll(llm.logits(hidden), *text)
+        return scores
 
     order = np.argsort([grid.weights.shape[1] for grid in grids], kind="stable")
     sums: dict[str, list[np.ndarray]] = {}

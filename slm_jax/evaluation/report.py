@@ -100,8 +100,8 @@ def _tiles(measured: dict[str, Any], metrics: list[dict[str, Any]]) -> str:
         below = f"speech, all levels; unigram {unigram:.2f}, from the word {word:.2f}"
         if ours:
             tiles.append((f"{ours:.2f} nats", below))
-        below = f"text perplexity; untouched text LLM {text['reference_perplexity']:.1f}"
-        tiles.append((f"{text['perplexity']:.1f}", below))
+        untouched = _number(text["reference_perplexity"], ".1f")
+        tiles.append((f"{text['perplexity']:.1f}", f"text perplexity; untouched LLM {untouched}"))
     for score in measured.get("spoken", {}).get("scores", []):
         if score["clip"] == "continuation" and "wer" in score:
             below = f"word error of spoken continuations, heard by {escape(score['judge'])}"
@@ -184,8 +184,8 @@ def _text(run: dict[str, Any] | None) -> str:
         ["this run", f"{text['perplexity']:.2f}", f"{text['cross_entropy']:.3f}", f"{text['n']:,}"],
         [
             "the untouched text LLM, same tokens",
-            f"{text['reference_perplexity']:.2f}",
-            f"{text['reference_cross_entropy']:.3f}",
+            _number(text["reference_perplexity"], ".2f"),
+            _number(text["reference_cross_entropy"], ".3f"),
             f"{text['n']:,}",
         ],
     ]
@@ -341,6 +341,10 @@ def _folded(title: str, inner: str) -> str:
 
 def _missing(what: str) -> str:
     return f'<p class="none">{what}.</p>'
+
+
+def _number(value: float | None, form: str) -> str:
+    return "none" if value is None else format(value, form)
 
 
 def _percent(rate: float) -> str:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
 
 from slm_jax.audio import decode
 from slm_jax.data.schema import AUDIO_RATE, Record, Utterance, Word
@@ -143,7 +142,7 @@ def _keep(
             if clip.failed:
                 continue
             file = f"{slug}-{clip.name}.wav"
-            soundfile.write(folder / file, np.clip(clip.audio, -1, 1), AUDIO_RATE)
+            decode.write_wav(folder / file, clip.audio, AUDIO_RATE)
             heard = {"heard": clip.heard[judge]} if judge in clip.heard else {}
             kept.append({"name": clip.name, "file": file, "text": clip.text} | heard)
         times = [[word.text, word.start, word.end] for word in utterance.words]
