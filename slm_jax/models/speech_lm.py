@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from slm_jax.errors import UserError
@@ -123,7 +124,11 @@ class SpeechLM(nnx.Module):
         return self._predict(hidden)
 
     def step(
-        self, tokens: jax.Array, positions: jax.Array, cache: KVCache
+        self,
+        tokens: jax.Array,
+        positions: jax.Array,
+        cache: KVCache,
+        last: jax.Array | None = None,
     ) -> tuple[Outputs, KVCache]:
         """Predicts the next column of each of S columns: a prompt, or one column while decoding.
 
@@ -131,8 +136,12 @@ class SpeechLM(nnx.Module):
           tokens: int [B, R, S].
           positions: int [B, S]; see `Backbone` for rows of unequal length.
           cache: from `init_cache`, or of the step before.
+          last: int [B], the one column of each row to predict from; outputs then have S = 1, and a
+            prompt costs no text logits but those.
         """
         hidden, cache = self.backbone(self._embed(tokens), positions, cache=cache)
+        if last is not None:
+            hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)
         return self._predict(hidden), cache
 
     def init_cache(self, batch: int, length: int) -> KVCache:

@@ -16,7 +16,7 @@ Losses = dict[str, tuple[jax.Array, jax.Array]]
 
 @dataclasses.dataclass(frozen=True)
 class LossWeights:
-    """What each loss counts in the total. The defaults are those of TASTE-SpokenLM (HF port).
+    """What each loss counts in the objective. The defaults are those of TASTE-SpokenLM (HF port).
 
     Attributes:
       text: of the text cross-entropy.
@@ -37,14 +37,20 @@ class LossWeights:
         if self.levels and (min(self.levels) < 0 or not sum(self.levels)):
             raise ValueError("levels must not be negative, nor all zero")
 
-    def coefficient(self, name: str, levels: int) -> float:
-        """What the mean of the loss `name` counts, in a model with so many speech levels."""
-        if not name.startswith("speech/"):
-            return {"text": self.text, "kl": self.kl, "latent": self.speech}[name]
+    def coefficients(self, levels: int, continuous: bool) -> dict[str, float]:
+        """What the mean of each loss counts in the objective of a model with so many levels.
+
+        Raises:
+          ValueError: `levels` weighs another number of levels.
+        """
+        found = {"text": self.text} | ({"kl": self.kl} if self.kl else {})
+        if continuous:
+            return found | {"latent": self.speech}
         weights = self.levels or (1.0,) * levels
         if len(weights) != levels:
             raise ValueError(f"levels has {len(weights)} weights for {levels} speech levels")
-        return self.speech * weights[int(name.removeprefix("speech/"))] / sum(weights)
+        share = self.speech / sum(weights)
+        return found | {f"speech/{k}": share * weight for k, weight in enumerate(weights)}
 
 
 def losses(
@@ -94,31 +100,6 @@ def loss_weights(
     else:
         weights |= {f"speech/{k}": counts[:, k + 1].sum() for k in range(counts.shape[1] - 1)}
     return weights | ({"kl": weights["text"]} if reference else {})
-
-
-def total(
-    named: Losses, config: LossWeights, norms: Mapping[str, jax.Array] | None = None
-) -> jax.Array:
-    """The number to minimise: sum over losses of coefficient * sum / weight.
-
-    Args:
-      named: of `losses`.
-      config: the coefficients.
-      norms: what to divide by in place of the weights: those of the whole batch where `named` is of
-        one microbatch. A loss whose weight is 0 (speech in a batch of text) counts 0.
-
-    Raises:
-      ValueError: `config` weighs the KL, and `named` has none.
-    """
-    if config.kl and "kl" not in named:
-        raise ValueError("kl has a weight: the losses need the reference's logits")
-    levels = sum(name.startswith("speech/") for name in named)
-    parts = []
-    for name, (value, weight) in named.items():
-        norm = weight if norms is None else norms[name]
-        mean = jnp.where(norm > 0, value / jnp.where(norm > 0, norm, 1), 0)
-        parts.append(config.coefficient(name, levels) * mean)
-    return sum(parts, jnp.float32(0))
 
 
 def cross_entropy(logits: jax.Array, targets: jax.Array, weights: jax.Array) -> jax.Array:

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -12,7 +13,7 @@ from slm_jax.models.backbone import Backbone, BackboneConfig
 from slm_jax.models.heads import Latent
 from slm_jax.models.speech_lm import Outputs, SpeechLM, SpeechLMConfig, set_codebooks
 from slm_jax.nn.tree import merge, pure_params
-from slm_jax.training.losses import LossWeights, latent_loss, loss_weights, losses, total
+from slm_jax.training.losses import LossWeights, latent_loss, loss_weights, losses
 
 BACKBONE = BackboneConfig(
     vocab_size=24, width=16, layers=2, heads=2, kv_heads=1, head_dim=8, mlp_width=32
@@ -51,6 +52,12 @@ def build(config):
     return pure_params(SpeechLM(config, nnx.Rngs(0)))
 
 
+def objective(named, config):
+    coefficients = LossWeights().coefficients(len(config.codebooks), config.head == "continuous")
+    assert set(coefficients) == set(named)
+    return sum(coefficients[name] * value / weight for name, (value, weight) in named.items())
+
+
 @functools.cache
 def network(config):
     graphdef, params = build(config)
@@ -60,7 +67,7 @@ def network(config):
     run = jax.jit(lambda p, b: losses(merge(graphdef, p)(b), b, reference_logits(b)))
     grad = jax.jit(
         jax.grad(
-            lambda p, b: total(losses(merge(graphdef, p)(b), b, reference_logits(b)), LossWeights())
+            lambda p, b: objective(losses(merge(graphdef, p)(b), b, reference_logits(b)), config)
         )
     )
     return params, run, grad
@@ -154,7 +161,7 @@ def test_positions_without_weight_have_no_gradient(config):
 
     def loss(text, speech, latent):
         changed = outputs._replace(text_logits=text, speech_logits=speech, latent=latent)
-        return total(losses(changed, batch, reference), LossWeights())
+        return objective(losses(changed, batch, reference), config)
 
     text, speech, latent = jax.grad(loss, argnums=(0, 1, 2))(
         outputs.text_logits, outputs.speech_logits, outputs.latent
@@ -181,32 +188,25 @@ def test_weights_are_known_before_the_forward():
 def test_microbatches_add_up_to_the_batch():
     params, run, _ = network(CONFIG)
     batch = train_batch(np.random.default_rng(6), rows=4)
-    whole = total(run(params, batch), LossWeights())
-    norms = loss_weights(batch, False, True)
-    halves = [
-        total(run(params, {k: v[i : i + 2] for k, v in batch.items()}), LossWeights(), norms)
-        for i in (0, 2)
-    ]
-    np.testing.assert_allclose(sum(halves), whole, rtol=1e-5)
+    halves = [run(params, {k: v[i : i + 2] for k, v in batch.items()}) for i in (0, 2)]
+    for name, pair in run(params, batch).items():
+        np.testing.assert_allclose(np.add(halves[0][name], halves[1][name]), pair, rtol=1e-5)
 
 
-def test_total_weighs_levels_and_skips_absent_speech():
-    one = jnp.float32(1)
-    named = {"text": (2 * one, one), "speech/0": (3 * one, one), "speech/1": (6 * one, 2 * one)}
+def test_coefficients_share_speech_among_levels():
     weights = LossWeights(text=1, speech=0.5, kl=0, levels=(3, 1))
-    np.testing.assert_allclose(total(named, weights), 2 + 0.5 * (3 * 3 + 1 * 3) / 4)
-    text_only = {name: (value, one * (name == "text")) for name, (value, _) in named.items()}
-    np.testing.assert_allclose(total(text_only, weights), 2)
-    with pytest.raises(ValueError, match="kl"):
-        total(named, LossWeights())
+    assert weights.coefficients(2, False) == {"text": 1, "speech/0": 0.375, "speech/1": 0.125}
+    assert weights.coefficients(2, True) == {"text": 1, "latent": 0.5}
+    assert LossWeights().coefficients(5, False)["speech/4"] == pytest.approx(0.1)
+    assert LossWeights().coefficients(5, False)["kl"] == 0.45
     with pytest.raises(ValueError, match="levels"):
-        total(named, LossWeights(kl=0, levels=(1, 1, 1)))
+        weights.coefficients(3, False)
+    with pytest.raises(ValueError, match="kl"):
+        LossWeights(kl=-1)
 
 
 def test_training_learns_a_copied_word():
     """The whole objective falls when the model is trained on one batch."""
-    import optax
-
     params, _, grad = network(CONFIG)
     graphdef = build(CONFIG)[0]
     batch = train_batch(np.random.default_rng(7))

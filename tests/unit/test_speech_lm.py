@@ -63,8 +63,8 @@ def test_cached_steps_equal_the_full_forward(config):
     assert (full.latent is None) == (config.head == "tokens")
 
     @jax.jit
-    def step(params, tokens, positions, cache):
-        return merge(graphdef, params).step(tokens, positions, cache)
+    def step(params, *inputs):
+        return merge(graphdef, params).step(*inputs)
 
     cache = merge(graphdef, params).init_cache(2, 8)
     tokens, positions = batch["tokens"], batch["positions"]
@@ -73,6 +73,9 @@ def test_cached_steps_equal_the_full_forward(config):
     for s in range(4, 7):
         out, cache = step(params, tokens[:, :, s : s + 1], positions[:, s : s + 1], cache)
         parts.append(out)
+    last, _ = step(params, tokens, positions, cache, np.array([6, 2]))
+    np.testing.assert_allclose(last.text_logits[0], full.text_logits[0, 6:], atol=1e-5)
+    np.testing.assert_allclose(last.text_logits[1], full.text_logits[1, 2:3], atol=1e-5)
     text = jnp.concatenate([part.text_logits for part in parts], 1)
     np.testing.assert_allclose(text, full.text_logits, atol=1e-5)
     for level, logits in enumerate(full.speech_logits):
