@@ -18,7 +18,7 @@ import grain
 import numpy as np
 from grain.experimental import index_shuffle
 
-from slm_jax.data import packing, schema
+from slm_jax.data import packing
 from slm_jax.data.dataset import Split
 from slm_jax.data.registry import DatasetSpec, MixtureSpec
 from slm_jax.errors import UserError
@@ -150,7 +150,7 @@ class Loader:
                     f"{dataset.specs[family].vocab}, the layout says {classes}",
                     "set the layout's vocab to that of the tokenizer that made the stream",
                 )
-        records = dataset.split(split, list(dict.fromkeys([schema.WORDS, *families])))
+        records = dataset.split(split, families)
         key = fingerprint(records.fingerprint, self.layout.fingerprint())
 
         def measure() -> np.ndarray:
@@ -245,8 +245,6 @@ def _check_same_tokenizers(parts: Sequence[_Part]) -> None:
     seen: dict[str, tuple[str, str]] = {}
     for part in parts:
         for family, spec in part.records.specs.items():
-            if family == schema.WORDS:
-                continue
             name, known = seen.setdefault(family, (part.name, spec.fingerprint))
             if known != spec.fingerprint:
                 raise UserError(

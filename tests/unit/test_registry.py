@@ -2,6 +2,7 @@ from fractions import Fraction
 
 import pytest
 
+from slm_jax import config
 from slm_jax.data import registry, schema
 from slm_jax.data.dataset import write_dataset
 from slm_jax.data.registry import DatasetSpec, MixtureSpec
@@ -73,3 +74,15 @@ def test_what_is_missing_comes_with_its_command(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="no family 'taste', only words") as error:
         registry.get("prompts").open(["words", "taste"])
     assert error.value.remedy == "run: python -m data_pipelines.build prompts"
+
+
+def test_gin_files_of_data_change_the_mixture():
+    own = ["CORPUS=ljspeech", "CORPUS_PATH=/data/LJSpeech-1.1", "DATASET=lj"]
+    job = config.load(["taste_pretrain.gin", "data/corpus.gin"], own)
+    assert job.data == MixtureSpec((("lj", 0.9), ("text", 0.1)))
+    speech, text = job.sources
+    assert (speech.name, speech.corpus, speech.path) == ("lj", "ljspeech", "/data/LJSpeech-1.1")
+    assert text.name == "text"
+    job = config.load(["taste_pretrain.gin", "data/speech_only.gin"])
+    assert job.data == MixtureSpec((("prompts", 1.0),))
+    assert [source.name for source in job.sources] == ["prompts"]
