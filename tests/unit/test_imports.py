@@ -19,6 +19,7 @@ LEVELS = [
     {"launch", "data_pipelines"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
+TOOLS = {"slm_jax/layouts/show.py"}  # command-line tools that read gin stand at the edge
 FORBIDDEN = {"tensorflow", "tensorflow_io", "seqio", "torch", "transformers", "jaxlib.mlir"}
 
 
@@ -29,6 +30,8 @@ def source_files():
 
 def part(path):
     """The package of a file: the folder below slm_jax, or the module, or launch, data_pipelines."""
+    if path.relative_to(REPO).as_posix() in TOOLS:
+        return "launch"
     parts = path.relative_to(REPO).with_suffix("").parts
     return parts[1] if parts[0] == "slm_jax" else parts[0]
 
