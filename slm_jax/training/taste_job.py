@@ -22,7 +22,7 @@ from slm_jax.data.schema import Record
 from slm_jax.nn.quantizers import rvq_ema, rvq_kmeans
 from slm_jax.nn.tree import Params
 from slm_jax.tokenizers.taste import TasteConfig, TasteNetwork, save_taste
-from slm_jax.tokenizers.taste_decoder import monotonic_alignment
+from slm_jax.tokenizers.taste_decoder import monotonic_alignment, owners, pick
 from slm_jax.tokenizers.taste_encoder import start_from_whisper
 from slm_jax.tokenizers.taste_listen import Listener
 from slm_jax.tokenizers.vocoder import denormalise_mel, spectral_losses
@@ -45,10 +45,10 @@ class TasteTraining:
       dropout_levels: probability that a step uses only a coarse part of the RVQ levels.
     """
 
-    text: FitConfig = FitConfig(steps=900)
-    latent: FitConfig = FitConfig(steps=500)
+    text: FitConfig = FitConfig(steps=700)
+    latent: FitConfig = FitConfig(steps=400)
     quantized: FitConfig = FitConfig(steps=900)
-    adapt: FitConfig = FitConfig(steps=300)
+    adapt: FitConfig = FitConfig(steps=250)
     batch: int = 8
     peak_lr: float = 1e-3
     aggregator_lr: float = 2e-4
@@ -64,29 +64,34 @@ class TasteJob:
     """Root of `gin/taste_tokenizer.gin`.
 
     Attributes:
-      run: folder of the run; relative to `runs/`.
+      name, runs: the run's directory is runs/name.
       datasets: names or folders of datasets with "audio" and "words"; their train splits are used.
       whisper: folder of the frozen speech encoder, or the name of a fetched one.
       model, vocoder, training: sizes and schedules.
     """
 
-    run: str = "taste_tokenizer"
+    name: str = "taste_tokenizer"
+    runs: str = "runs"
     datasets: tuple[str, ...] = ("prompts", "piper")
     whisper: str = "whisper_tiny_en"
     model: TasteConfig = TasteConfig()
     vocoder: VocoderTraining = VocoderTraining()
     training: TasteTraining = TasteTraining()
 
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.runs) / self.name
 
-def train(job: TasteJob, run_dir: Path, records: Sequence[Record], whisper: Path) -> Path:
+
+def train(job: TasteJob, records: Sequence[Record], whisper: Path) -> Path:
     """Runs (or resumes) the whole recipe; returns the folder of the finished tokenizer.
 
     Args:
       job: the recipe.
-      run_dir: checkpoints, TensorBoard logs and the result go here.
       records: joined records with "audio" and "words".
       whisper: folder of the speech encoder.
     """
+    run_dir = job.run_dir
     audios = [load(record["audio"].flac) for record in records]
     words = [record["words"].words for record in records]
     listener = Listener(whisper, job.model.value_layer)
@@ -142,7 +147,7 @@ def losses(
     predicted = decoder.write(state.hidden, durations, mel.shape[1])
     frame_mask = (jnp.arange(mel.shape[1])[None] < frames[:, None]).astype(mel.dtype)
     total_frames = frame_mask.sum()
-    expected = _spread(state.prior, durations, mel.shape[1])
+    expected = pick(state.prior, owners(durations, mel.shape[1]))
 
     def frame_mean(x):
         return jnp.sum(jnp.mean(x, axis=-1) * frame_mask) / total_frames
@@ -184,14 +189,6 @@ def align(prior: jax.Array, batch: dict[str, jax.Array]) -> jax.Array:
     outside = jnp.maximum(jnp.maximum(low - time, time - high + 1), 0)
     scores = scores - 20.0 * jnp.minimum(outside, 50)
     return monotonic_alignment(scores, (batch["ids"] > 0).sum(1), batch["frames"])
-
-
-def _spread(values: jax.Array, durations: jax.Array, frames: int) -> jax.Array:
-    """[B, N, D] repeated by durations [B, N] -> [B, T, D]."""
-    ends = jnp.cumsum(durations, axis=1)
-    owner = jnp.sum(jnp.arange(frames)[None, :, None] >= ends[:, None, :], axis=-1)
-    owner = jnp.minimum(owner, durations.shape[1] - 1)
-    return jnp.take_along_axis(values, owner[..., None], axis=1)
 
 
 def make_step(network: TasteNetwork, optimizer: optax.GradientTransformation, t: TasteTraining):
