@@ -102,6 +102,9 @@ def _build(cfg: BuildConfig) -> None:
         else:
             _text(cfg, stages)
     _families(cfg, stages)
+    held = manifest.load_manifest(cfg.root)
+    if held.command != command(cfg):  # families were added since
+        manifest.save_manifest(cfg.root, dataclasses.replace(held, command=command(cfg)))
     report.write(cfg.root, stages.seconds)
 
 

@@ -87,6 +87,7 @@ def test_a_new_tokenizer_adds_files_and_rewrites_none(text_config, tmp_path):
     )
     assert build.missing_parts(more) == ["text-pairs"]
     build.ensure_dataset(more)
+    assert "text-pairs" in open_dataset(root).manifest.command
     after = {p: p.stat().st_mtime_ns for p in root.glob("*/*.arrayrecord")}
     assert before.items() < after.items()
     records = open_dataset(root).split("train", ["words", "text-bytes", "text-pairs"])
