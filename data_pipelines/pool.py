@@ -10,10 +10,13 @@ deaths of the whole process tree count too. `multiprocessing.Pool` hangs for eve
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import json
 import multiprocessing
+import sys
 import traceback
+import types
 from collections.abc import Callable, Iterator, Mapping
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -97,7 +100,8 @@ def run(
     """Runs `work(payload, guard)` for each unit in spawned processes.
 
     Args:
-      work: importable function; publishes its output atomically and returns a picklable result.
+      work: function of an importable module, not of the script; publishes its output atomically
+        and returns a picklable result.
       units: name (usable as a file name) -> picklable payload.
       ledger_folder: where the crash ledger lives; the same for every run of this job.
       workers: how many processes at most.
@@ -124,7 +128,8 @@ def run(
     def start() -> _Worker:
         ours, theirs = context.Pipe()
         process = context.Process(target=_worker, args=(work, theirs), daemon=True)
-        process.start()
+        with _no_main():
+            process.start()
         theirs.close()  # so that the worker's death is seen as the end of the pipe
         return _Worker(process, ours, "")
 
@@ -161,6 +166,20 @@ def run(
         for worker in alive.values():
             _stop(worker)
             ledger.marker(worker.unit).unlink(missing_ok=True)  # stopped by us, no death
+
+
+@contextlib.contextmanager
+def _no_main() -> Iterator[None]:
+    """A spawned process runs the caller's script again to have its names, and all it imports.
+
+    Workers need the module of their work alone, so they are shown an empty script.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _stop(worker: _Worker) -> None:

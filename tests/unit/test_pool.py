@@ -1,6 +1,9 @@
 import json
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -27,6 +30,31 @@ def visit(payload, guard):
 
 def die_at_once(payload, guard):
     os._exit(9)
+
+
+def loaded(payload, guard):
+    return payload in sys.modules
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import wsgiref.simple_server  # the script has it, workers must not
+import test_pool
+from pathlib import Path
+from data_pipelines import pool
+units = {"one": "wsgiref.simple_server", "two": "test_pool"}
+print(sorted(pool.run(test_pool.loaded, units, Path(sys.argv[2]), 1)))
+"""
+
+
+def test_workers_do_not_run_the_script_again(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    run = subprocess.run(
+        [sys.executable, script, Path(__file__).parent, tmp_path], capture_output=True, text=True
+    )
+    assert run.stdout == "[('one', False), ('two', True)]\n", run.stderr
 
 
 def test_every_unit_gives_its_result(tmp_path):
