@@ -227,11 +227,13 @@ class Layout:
             problem = "has no word index for each id"
         elif len(index) and (index[0] != 0 or not np.isin(np.diff(index), (0, 1)).all()):
             problem = "has a word without an id, or words out of order"
+        elif (np.asarray(record[family].values) == self.rows[0].pad).any():
+            problem = f"has the EOS id {self.rows[0].pad} inside"
         else:
             return int(index[-1]) + 1 if len(index) else 0
         raise UserError(
             f"layout {self.name}: stream {family!r} of {_name(record)} {problem}",
-            "make the stream again with a text tokenizer of this project",
+            "make the stream again by python -m data_pipelines.build",
         )
 
     def _ids(self, record: Mapping[str, Any], row: Row) -> np.ndarray:
@@ -249,7 +251,9 @@ class Layout:
 
 
 def _name(record: Mapping[str, Any]) -> str:
-    return next((f"record {item.id!r}" for item in record.values() if hasattr(item, "id")), "it")
+    return next(
+        (f"record {item.id!r}" for item in record.values() if hasattr(item, "id")), "a record"
+    )
 
 
 def _tree(value: Any) -> Any:

@@ -1,16 +1,16 @@
 """Grids of other systems' own code, matched cell by cell. See tests/golden/README.md."""
 
 import json
-import subprocess
 import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from slm_jax.errors import UserError
 from slm_jax.layouts import Delay, Layout, Par, Stream, Text
 from slm_jax.layouts.operators import AFTER, BEFORE
-from slm_jax.layouts.show import render
+from slm_jax.layouts.show import main, render
 from slm_jax.paths import REPO
 
 GRIDS = json.loads((REPO / "tests/golden/layout_grids.json").read_text())
@@ -103,19 +103,17 @@ def test_placement_names_the_items_behind_the_cells():
     assert clock.tolist() == list(range(-1, FRAMES + 2))
 
 
-def show(*args):
-    command = [sys.executable, "-m", "slm_jax.layouts.show", *args]
-    return subprocess.run(command, capture_output=True, text=True, cwd=REPO)
+def test_the_shipped_system_is_shown_and_overridden_from_the_command_line(monkeypatch, capsys):
+    def show(*args):
+        monkeypatch.setattr(sys, "argv", ["show", *args])
+        main()
+        return capsys.readouterr().out
 
-
-def test_the_shipped_system_is_shown_and_overridden_from_the_command_line():
     case = WORD_CLOCK["paper: all levels one word late"]["rows"]
-    flags = ["--gin.DELAYS=(1, 1)", "--gin.CODEBOOKS=(9, 9)", "--piece=3", "--text=hello wor"]
-    done = show("systems/taste.gin", *flags)
-    assert done.returncode == 0, done.stderr
-    rows = dict(line.split(maxsplit=1) for line in done.stdout.splitlines()[1:4])
+    codes = ["systems/taste.gin", "--gin.CODEBOOKS=(9, 9)"]
+    shown = show(*codes, "--gin.DELAYS=(1, 1)", "--piece=3", "--text=hello wor")
+    rows = dict(line.split(maxsplit=1) for line in shown.splitlines()[1:4])
     assert rows["taste.1"].split() == ["INIT", "INIT", "INIT", "1.0*", "1.1*"]
     assert rows["text"].split()[:3] == case["text"][:3]
-    wrong = show("systems/taste.gin", "--gin.DELAYS=(1, 1, 1)")
-    assert wrong.returncode == 2
-    assert "by has 3 delays for 4 rows" in wrong.stderr and "DELAYS" in wrong.stderr
+    with pytest.raises(UserError, match=r"DELAYS.*by has 3 delays for 2 rows"):
+        show(*codes, "--gin.DELAYS=(1, 1, 1)")

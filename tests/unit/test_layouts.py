@@ -277,6 +277,7 @@ def test_fingerprint_tells_expressions_apart():
         ({"text": item([[VOCAB]], [0]), "taste": item([[0, 0, 0]])}, "'text'"),
         ({"text": item([[4], [4]], [0, 2]), "taste": item([[0, 0, 0]] * 3)}, "without an id"),
         ({"text": item([[4]]), "taste": item([[0, 0, 0]])}, "no word index"),
+        ({"text": item([[4], [EOS]], [0, 1]), "taste": item([[0, 0, 0]] * 2)}, "EOS id 2"),
     ],
 )
 def test_unfit_records_are_named(record, named):
