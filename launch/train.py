@@ -17,7 +17,10 @@ import jax
 
 from data_pipelines import build, fetch
 from slm_jax import config
+from slm_jax.decoding.job import DecodeJob
 from slm_jax.errors import UserError, run_main
+from slm_jax.evaluation.run import evaluate_run
+from slm_jax.nn import tree
 from slm_jax.paths import cache_dir
 from slm_jax.tokenizers.taste import Taste
 from slm_jax.training import distributed, loop
@@ -40,13 +43,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     outcome = loop.train(job, llm, codebooks)
     if not outcome.finished:
         raise SystemExit(distributed.PREEMPTED)
+    report = job.run_dir / "report.html"
     if outcome.trained == 0 and distributed.is_main():
         print(
             f"run {job.run_dir} is complete: {outcome.step} steps. "
-            f"Raise --gin.STEPS to train it further, or give another --gin.NAME."
+            "Raise --gin.STEPS to train it further, or give another --gin.NAME."
         )
-    if jax.process_count() == 1:
-        measure(outcome)
+    if job.prompts and jax.process_count() == 1 and (outcome.trained or not report.exists()):
+        decode = DecodeJob()
+        report = evaluate_run(
+            outcome.job,
+            tree.merge(outcome.graphdef, outcome.params),
+            llm=llm,
+            text_tokenizer=fetch.locate(job.text_tokenizer),
+            whisper=fetch.locate(decode.asr),
+            decode=decode,
+        )
+        print(f"report: {report}")
 
 
 def prepare(job: TrainJob) -> None:

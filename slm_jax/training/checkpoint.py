@@ -25,6 +25,7 @@ from slm_jax.nn import tree
 
 DIRECTORY = "checkpoints"
 DISK_FULL = ("No space left", "RESOURCE_EXHAUSTED", "Disk quota exceeded", "File too large")
+DAMAGED = "If the checkpoint is damaged, delete its directory: the one before it serves instead."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,10 +86,13 @@ class Store:
         try:
             self.wait()
         except UserError:
-            if kind is None:  # otherwise the first error is the one to show
+            if kind is None:
+                kind = UserError
                 raise
         finally:
-            self._orbax.close()
+            # After an error the first one is the one to show; Orbax raises a failed save again.
+            with contextlib.suppress(*([Exception] if kind else [])):
+                self._orbax.close()
 
     @property
     def latest(self) -> int | None:
@@ -139,7 +143,8 @@ class Store:
           abstract: the state as ShapeDtypeStructs with shardings.
 
         Raises:
-          UserError: the checkpoint is of another model; names every weight that differs.
+          UserError: the checkpoint is damaged, or of another model (every weight that differs is
+            named).
         """
         folder = self.directory / str(self.latest)
         _check_same_model(folder, abstract["params"])
@@ -147,13 +152,7 @@ class Store:
             "params": abstract["params"],
             "opt": {"state": abstract["opt"], "step": abstract["step"]},
         }
-        try:
-            loaded = ocp.load_checkpointables(folder, wanted)
-        except Exception as error:
-            raise UserError(
-                f"{folder}: the optimizer state does not fit this job ({_first_line(error)})",
-                "Train under another name, or restore the settings that the run was begun with.",
-            ) from error
+        loaded = _load(folder, wanted)
         opt = loaded["opt"]
         return {"params": loaded["params"], "opt": opt["state"], "step": opt["step"]}
 
@@ -186,7 +185,7 @@ def load_params(path: str | Path, abstract: tree.Params | None = None) -> Loaded
     _check_same_model(folder, abstract)
     about = _about(folder)
     job = config.loads(about["config"], name=f"{folder}: config")
-    params = ocp.load_checkpointables(folder, {"params": abstract})["params"]
+    params = _load(folder, {"params": abstract})["params"]
     return Loaded(params, job, int(folder.name), about.get("streams", {}))
 
 
@@ -216,13 +215,10 @@ def _about(folder: Path) -> dict[str, Any]:
 
 
 def _saved_params(folder: Path) -> tree.Params:
-    parts = _metadata(folder).metadata
-    if "params" not in parts:
-        raise UserError(
-            f"{folder} holds {', '.join(parts)} and no params",
-            "Give the directory of a run of launch/train.py.",
-        )
-    return parts["params"]
+    params = _metadata(folder).metadata.get("params")
+    if params is None:
+        raise UserError(f"{folder} has no readable parameters", DAMAGED)
+    return params
 
 
 def _metadata(folder: Path) -> Any:
@@ -230,8 +226,17 @@ def _metadata(folder: Path) -> Any:
         return ocp.checkpointables_metadata(folder)
     except Exception as error:
         raise UserError(
-            f"{folder} is no readable checkpoint ({_first_line(error)})",
-            "Give another step of the run, or delete this directory and train on.",
+            f"{folder} is no readable checkpoint ({_first_line(error)})", DAMAGED
+        ) from error
+
+
+def _load(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return ocp.load_checkpointables(folder, wanted)
+    except Exception as error:  # Orbax and TensorStore raise many kinds
+        raise UserError(
+            f"{folder} cannot be restored into this job ({_first_line(error)})",
+            f"If the optimizer has changed, train under another name. {DAMAGED}",
         ) from error
 
 

@@ -63,7 +63,7 @@ class TrainJob:
       log_every: steps between two lines of metrics.jsonl.
       eval_every: steps between two measurements on held-out data; the last step measures, too.
       prompts: held-out prompts that a finished run continues aloud for its report; 0 leaves the
-        report out.
+        measuring to launch/evaluate.py.
       runs: directory of all runs.
     """
 
