@@ -6,7 +6,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -43,6 +43,7 @@ def export_llm(
     dtype: str = "bfloat16",
     tokenizer: Tokenizer | None = None,
     extra: tree.Params | None = None,
+    texts: Mapping[str, str] | None = None,
     file_bytes: int = 5_000_000_000,
 ) -> None:
     """Writes what `transformers.AutoModelForCausalLM.from_pretrained(folder)` loads.
@@ -57,6 +58,7 @@ def export_llm(
       tokenizer: written beside, as tokenizer.json.
       extra: further parameters (a speech model's other parts), written under their own paths, in
         f32, as speech.safetensors; `transformers` passes over them.
+      texts: further files to write into the folder, name -> content.
       file_bytes: most bytes in one file.
 
     Raises:
@@ -85,6 +87,8 @@ def export_llm(
             arrays = {name: np.asarray(x, np.float32) for name, x in tree.flatten(extra).items()}
             entries = {name: (array.dtype, array.shape) for name, array in arrays.items()}
             safetensors.write(partial / "speech.safetensors", entries, arrays.values())
+        for name, text in (texts or {}).items():
+            (partial / name).write_text(text, encoding="utf-8")
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -1,16 +1,15 @@
 """Text LLMs from their published files: a Hugging Face folder (config.json and safetensors, one
 file or several) or a GGUF file.
 
-Weights go from the file into their slice of the stacked parameter on the devices, one tensor at a
-time, so the host holds no more than the file that is being read, however large the model.
+Files are memory-mapped, and each device's part of a parameter is put together from them by itself,
+so the host holds no more than one parameter at a time, and reads what its devices need only.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,7 +40,7 @@ class Source(NamedTuple):
     config: BackboneConfig
     table: tuple[Row, ...]
     shapes: dict[str, tuple[int, ...]]
-    tensors: Callable[[], Iterator[tuple[str, np.ndarray]]]
+    tensor: Callable[[str], np.ndarray]
 
 
 def llm_config(path: str | Path) -> BackboneConfig:
@@ -78,20 +77,45 @@ def load_llm(
     source = _open(Path(path))
     wanted = places(source.table, source.config)
     _check(source, wanted)
+    members: dict[str, list[tuple[str, Place]]] = {}  # parameter -> its tensors, by layer
+    for name, place in wanted.items():
+        members.setdefault(place.target, []).append((name, place))
     where = None if shardings is None else tree.flatten(shardings)
-    params = {}
-    for target, layer, _ in wanted.values():
-        if target not in params:
-            shape = layer_shape(target, source.config)
-            stacked = shape if layer is None else (source.config.layers, *shape)
-            device = None if where is None else where[target]
-            params[target] = jnp.zeros(stacked, dtype, device=device)
-    for name, stored in source.tensors():
-        if name in wanted:
-            target, layer, transform = wanted[name]
-            weight = apply(transform, stored, source.config.head_dim)
-            params[target] = _put(params[target], weight, layer)
+    params = {
+        target: _parameter(source, parts, where and where[target], np.dtype(jnp.dtype(dtype)))
+        for target, parts in members.items()
+    }
     return dataclasses.replace(source.config, dtype=dtype), tree.unflatten(params)
+
+
+def _parameter(
+    source: Source,
+    parts: list[tuple[str, Place]],
+    sharding: jax.sharding.Sharding | None,
+    dtype: np.dtype,
+) -> jax.Array:
+    """One parameter on the devices, from its tensors: one, or one a layer in order."""
+    place = parts[0][1]
+    stacked = place.layer is not None
+    shape = layer_shape(place.target, source.config)
+    shape = (len(parts), *shape) if stacked else shape
+
+    def weight(part: tuple[str, Place], index: tuple[slice, ...]) -> np.ndarray:
+        name, place = part
+        return apply(place.transform, source.tensor(name), source.config.head_dim)[index]
+
+    def read(index: tuple[slice, ...]) -> np.ndarray:
+        out = np.empty(np.broadcast_to(np.zeros((), dtype), shape)[index].shape, dtype)
+        if not stacked:
+            out[...] = weight(parts[0], index)
+            return out
+        for layer, part in zip(out, parts[index[0]], strict=True):
+            layer[...] = weight(part, index[1:])
+        return out
+
+    if sharding is None:
+        return jnp.asarray(read((slice(None),) * len(shape)))
+    return jax.make_array_from_callback(shape, sharding, read)
 
 
 def _check(source: Source, wanted: dict[str, Place]) -> None:
@@ -113,30 +137,6 @@ def _check(source: Source, wanted: dict[str, Place]) -> None:
     )
 
 
-def _put(stacked: jax.Array, weight: np.ndarray, layer: int | None) -> jax.Array:
-    """`stacked` with `weight` as the whole of it, or as one layer; `stacked` is given up.
-
-    Each device receives its own part of the weight only.
-    """
-    sharding = stacked.sharding
-    if layer is not None and isinstance(sharding, jax.sharding.NamedSharding):
-        spec = jax.sharding.PartitionSpec(*sharding.spec[1:])
-        sharding = jax.sharding.NamedSharding(sharding.mesh, spec)
-    parts = jax.make_array_from_callback(
-        weight.shape, sharding, lambda index: np.ascontiguousarray(weight[index])
-    )
-    return _write(stacked.sharding)(stacked, parts, None if layer is None else np.int32(layer))
-
-
-@functools.lru_cache
-def _write(sharding: jax.sharding.Sharding) -> Callable[..., jax.Array]:
-    def write(stacked: jax.Array, part: jax.Array, layer: jax.Array | None) -> jax.Array:
-        at = stacked.at[...] if layer is None else stacked.at[layer]
-        return at.set(part.astype(stacked.dtype))
-
-    return jax.jit(write, donate_argnums=0, out_shardings=sharding)
-
-
 def _open(path: Path) -> Source:
     if path.is_dir():
         return _open_hf(path)
@@ -152,25 +152,20 @@ def _open_gguf(path: Path) -> Source:
     file = gguf.read(path)
     architecture, config = gguf_config.read_config(path, file)
     shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
-
-    def tensors() -> Iterator[tuple[str, np.ndarray]]:
-        return ((name, tensor.dequantize()) for name, tensor in file.tensors.items())
-
-    return Source(config, GGUF_TABLES[architecture], shapes, tensors)
+    return Source(
+        config, GGUF_TABLES[architecture], shapes, lambda name: file.tensors[name].dequantize()
+    )
 
 
 def _open_hf(folder: Path) -> Source:
     architecture, config = hf_config.read_config(folder / "config.json")
-    files = _safetensors_files(folder)
-    shapes = {
-        name: entry.shape for file in files for name, entry in safetensors.read_header(file).items()
+    tensors = {
+        name: array
+        for file in _safetensors_files(folder)
+        for name, array in safetensors.read(file).items()
     }
-
-    def tensors() -> Iterator[tuple[str, np.ndarray]]:
-        for file in files:
-            yield from safetensors.read(file).items()
-
-    return Source(config, HF_TABLES[architecture], shapes, tensors)
+    shapes = {name: array.shape for name, array in tensors.items()}
+    return Source(config, HF_TABLES[architecture], shapes, tensors.__getitem__)
 
 
 def _safetensors_files(folder: Path) -> list[Path]:

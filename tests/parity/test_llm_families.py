@@ -68,9 +68,8 @@ def module(config, params):
 
 
 @jax.jit
-def run(model, ids, positions, segment_ids=None, cache=None):
-    hidden, cache = model(model.embed(ids), positions, segment_ids, cache)
-    return model.logits(hidden), cache
+def run(model):
+    return model.logits(model(model.embed(IDS), POSITIONS)[0])
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -85,25 +84,23 @@ def family(request, tmp_path_factory):
 
 def test_logits_equal_transformers(family):
     want, ours = family
-    np.testing.assert_allclose(run(ours, IDS, POSITIONS)[0], want, atol=1e-4)
-
-
-def test_packed_rows_equal_transformers(family):
-    want, ours = family
-    ids = np.concatenate([IDS[0], IDS[1]])[None]
-    segments = np.repeat([1, 2], 14)[None]
-    got, _ = run(ours, ids, POSITIONS.reshape(1, -1), segments)
-    np.testing.assert_allclose(got.reshape(want.shape), want, atol=1e-4)
+    np.testing.assert_allclose(run(ours), want, atol=1e-4)
 
 
 def test_cached_decode_equals_transformers(family):
     want, ours = family
-    cache = init_cache(ours.config, 2, IDS.shape[1])
-    got, cache = run(ours, IDS[:, :9], POSITIONS[:, :9], cache=cache)
-    np.testing.assert_allclose(got, want[:, :9], atol=1e-4)
-    for s in range(9, IDS.shape[1]):
-        got, cache = run(ours, IDS[:, s : s + 1], POSITIONS[:, s : s + 1], cache=cache)
-        np.testing.assert_allclose(got[:, 0], want[:, s], atol=1e-4)
+
+    @jax.jit
+    def decode(model, ids):
+        def step(cache, column):
+            ids, position = column
+            hidden, cache = model(model.embed(ids[:, None]), position[:, None], cache=cache)
+            return cache, model.logits(hidden)[:, 0]
+
+        cache = init_cache(model.config, 2, IDS.shape[1])
+        return jax.lax.scan(step, cache, (ids.T, POSITIONS.T))[1].swapaxes(0, 1)
+
+    np.testing.assert_allclose(decode(ours, IDS), want, atol=1e-4)
 
 
 def test_exports_load_in_transformers(family, tmp_path):
@@ -124,9 +121,9 @@ def test_merged_lora_equals_the_model_that_was_trained(tmp_path):
     params = tree.load_flat(lora, tree.flatten(base), strict=False)
     export_llm(config, params, tmp_path / "x", dtype="float32")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "x", dtype=torch.float32)
-    want, _ = run(module(config, params), IDS, POSITIONS)
+    want = run(module(config, params))
     np.testing.assert_allclose(logits(theirs), want, atol=1e-4)
-    assert np.abs(want - run(module(*load_llm(tmp_path / "base")), IDS, POSITIONS)[0]).max() > 1
+    assert np.abs(want - run(module(*load_llm(tmp_path / "base")))).max() > 1
 
 
 GGUF_NAMES = {
@@ -200,7 +197,7 @@ def test_gguf_equals_transformers(name, architecture, tmp_path):
     write_gguf(tmp_path / "x.gguf", model, architecture)
     assert llm_config(tmp_path / "x.gguf") == llm_config(tmp_path)
     ours = module(*load_llm(tmp_path / "x.gguf"))
-    np.testing.assert_allclose(run(ours, IDS, POSITIONS)[0], logits(model), atol=1e-4)
+    np.testing.assert_allclose(run(ours), logits(model), atol=1e-4)
 
 
 def test_gguf_of_llama3_tells_its_scaling_by_divisors(tmp_path):

@@ -66,7 +66,9 @@ def test_lora_is_merged(tmp_path):
 
 def test_other_parts_are_written_beside(tmp_path):
     extra = {"fusion": {"weights": jnp.arange(3.0)}}
-    export_llm(LLAMA, random_params(LLAMA), tmp_path / "x", extra=extra)
+    texts = {"config.gin": "NAME = 1"}
+    export_llm(LLAMA, random_params(LLAMA), tmp_path / "x", extra=extra, texts=texts)
+    assert (tmp_path / "x" / "config.gin").read_text() == "NAME = 1"
     speech = safetensors.read(tmp_path / "x" / "speech.safetensors")
     np.testing.assert_array_equal(speech["fusion/weights"], [0, 1, 2])
 
