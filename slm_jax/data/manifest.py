@@ -229,7 +229,10 @@ def add_tombstones(root: Path, reasons: Mapping[str, str]) -> Manifest:
 
 
 def _scan(root: Path, spec: StreamSpec, remedy: str) -> Family:
-    """The shards of a family on the disk, every announced one present and readable."""
+    """The shards of a family on the disk, every announced one present and readable.
+
+    What killed writers left beside them is removed: once all shards stand, nobody needs to write.
+    """
     names = {p.name: shards.parse_shard_name(p.name) for p in sorted((root / spec.name).glob("*"))}
     found = {key: name for name, key in names.items() if key is not None}
     if not found:
@@ -245,6 +248,7 @@ def _scan(root: Path, spec: StreamSpec, remedy: str) -> Family:
     for key in sorted(found):
         path = root / spec.name / found[key]
         files[f"{spec.name}/{path.name}"] = shards.describe_shard(path)
+    shards.remove_temporaries(root / spec.name)
     return Family(spec, files)
 
 

@@ -84,8 +84,11 @@ def test_build_lists_everything(root):
 def test_add_family_rewrites_nothing(root):
     before = {p: p.stat().st_mtime_ns for p in root.rglob("*.arrayrecord")}
     write_taste(root)
+    left = root / "taste" / f".{shards.shard_name('train', 0, 3)}.0f.tmp"
+    left.write_text("of a killed writer")
     manifest = add_family(root, TASTE, licences=["MIT", "CC0-1.0"])
     assert {p: p.stat().st_mtime_ns for p in before} == before
+    assert not left.exists()
     assert manifest == manifests.load_manifest(root)
     assert manifest.families["taste"].spec == TASTE
     assert manifest.licences == ("CC0-1.0", "MIT")
