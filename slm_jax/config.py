@@ -19,17 +19,28 @@ import difflib
 import importlib
 import re
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from gin import config_parser
 
+from slm_jax.config_dump import default, dump, fields
 from slm_jax.config_types import checked
 from slm_jax.errors import UserError
 from slm_jax.paths import REPO
 
 GIN_DIR = REPO / "gin"
+__all__ = [
+    "CONFIGURABLES",
+    "GIN_DIR",
+    "configurable",
+    "dump",
+    "find_file",
+    "from_flags",
+    "load",
+    "loads",
+]
 
 # The vocabulary of gin files: every class that may be bound, and the module that defines it
 # (imported when a file first uses the name).
@@ -167,44 +178,6 @@ def configurable(name: str) -> type:
     return getattr(importlib.import_module(CONFIGURABLES[name]), name)
 
 
-def dump(value: Any, *, defaults: bool = True) -> str:
-    """Gin text that `loads` turns back into an equal dataclass.
-
-    Args:
-      value: a dataclass of CONFIGURABLES.
-      defaults: whether to write fields that equal their class's default, too.
-    """
-    lines: list[str] = []
-    names = [type(node).__name__ for node in _nodes(value)]
-
-    def literal(item: Any, path: str) -> str:
-        if dataclasses.is_dataclass(item):
-            name = type(item).__name__
-            scope = f"{path}/" if names.count(name) > 1 else ""
-            write(item, path, scope)
-            return f"@{scope}{name}()"
-        if isinstance(item, tuple):
-            items = [literal(part, f"{path}_{i}") for i, part in enumerate(item)]
-            return f"({', '.join(items)}{',' if len(items) == 1 else ''})"
-        if isinstance(item, Mapping):
-            pairs = (f"{k!r}: {literal(v, f'{path}_{i}')}" for i, (k, v) in enumerate(item.items()))
-            return "{" + ", ".join(pairs) + "}"
-        return repr(item)
-
-    def write(node: Any, path: str, scope: str) -> None:
-        at = len(lines)
-        own = []
-        for field in _fields(type(node)):
-            item = getattr(node, field.name)
-            if defaults or _has_nodes(item) or item != _default(field):
-                text = literal(item, f"{path}_{field.name}" if path else field.name)
-                own.append(f"{scope}{type(node).__name__}.{field.name} = {text}")
-        lines[at:at] = own
-
-    write(value, "", "")
-    return "\n".join(lines) + "\n"
-
-
 class _Bindings:
     """What the files and overrides say, before any class is built."""
 
@@ -213,6 +186,7 @@ class _Bindings:
         self.macros: dict[str, _Binding] = {}
         self.used_fields: set[tuple[str, str, str]] = set()
         self.used_macros: set[str] = set()
+        self.replaced: list[Any] = []  # values that a later binding took the place of
 
     # Reading.
 
@@ -261,14 +235,20 @@ class _Bindings:
     def bind(self, key: tuple[str, str, str], binding: _Binding) -> None:
         scope, name, field = key
         if not field:
-            self.macros[f"{scope}/{name}" if scope else name] = binding
+            name = f"{scope}/{name}" if scope else name
+            self.replace(self.macros, name, binding)
             return
         cls = self.lookup(name, binding.where)
-        names = [f.name for f in _fields(cls)]
+        names = [f.name for f in fields(cls)]
         if field not in names:
             remedy = f"Did you mean {_nearest(field, names)}? Fields: {', '.join(names)}."
             raise UserError(f"{binding.where}: {name} has no field {field!r}", remedy)
-        self.fields[key] = binding
+        self.replace(self.fields, key, binding)
+
+    def replace(self, bindings: dict[Any, _Binding], key: Any, binding: _Binding) -> None:
+        if key in bindings:
+            self.replaced.append(bindings[key].value)
+        bindings[key] = binding
 
     def lookup(self, name: str, where: str) -> type:
         if name not in CONFIGURABLES:
@@ -282,6 +262,7 @@ class _Bindings:
 
     def build_root(self, root: str) -> Any:
         value = self.build(configurable(root), scope="", where=root)
+        self.excuse(self.replaced)
         for (scope, name, field), binding in self.fields.items():
             if (scope, name, field) not in self.used_fields:
                 ref = f"@{scope}/{name}()" if scope else f"@{name}()"
@@ -302,17 +283,17 @@ class _Bindings:
         """One `cls`; fields without a binding come from `base`, else from the defaults."""
         hints = typing.get_type_hints(cls)
         values, places = {}, {}
-        for field in _fields(cls):
+        for field in fields(cls):
             found = self.find(scope, cls.__name__, field.name)
-            default = getattr(base, field.name) if base is not None else _default(field)
+            otherwise = getattr(base, field.name) if base is not None else default(field)
             if found is not None:
                 place = f"{cls.__name__}.{field.name}"
                 value, places[field.name] = self.evaluate(found.value, found.where, scope)
                 values[field.name] = checked(value, hints[field.name], place, places[field.name])
-            elif type(default).__name__ in CONFIGURABLES:
-                values[field.name] = self.build(type(default), scope, where, default)
-            elif default is not dataclasses.MISSING:
-                values[field.name] = default
+            elif type(otherwise).__name__ in CONFIGURABLES:
+                values[field.name] = self.build(type(otherwise), scope, where, otherwise)
+            elif otherwise is not dataclasses.MISSING:
+                values[field.name] = otherwise
             elif dataclasses.is_dataclass(hints[field.name]):
                 values[field.name] = self.build(hints[field.name], scope, where)
             else:
@@ -324,6 +305,21 @@ class _Bindings:
             return cls(**values)
         except (ValueError, TypeError, UserError) as error:
             raise _located(error, cls, places, where) from None
+
+    def excuse(self, values: Iterable[Any]) -> None:
+        """Counts as used what only a replaced value refers to: `llm=None` after `llm=@Llm()`."""
+        for value in values:
+            if isinstance(value, _Macro) and value.name in self.macros:
+                if value.name not in self.used_macros:
+                    self.used_macros.add(value.name)
+                    self.excuse([self.macros[value.name].value])
+            elif isinstance(value, _Reference):
+                for key in set(self.fields) - self.used_fields:
+                    if key[1] == value.name and key[0] in ("", value.scope):
+                        self.used_fields.add(key)
+                        self.excuse([self.fields[key].value])
+            elif isinstance(value, list | tuple):
+                self.excuse(value)
 
     def find(self, scope: str, name: str, field: str) -> _Binding | None:
         """The binding in the innermost of the scopes "", "a", "a/b" of scope "a/b"."""
@@ -366,34 +362,6 @@ def _located(error: Exception, cls: type, places: dict[str, str], where: str) ->
     place = places[named[0]] if named else where
     remedy = error.remedy if isinstance(error, UserError) else f"Correct {cls.__name__} there."
     return UserError(f"{place}: {cls.__name__}: {message}", remedy)
-
-
-def _fields(cls: type) -> list[dataclasses.Field]:
-    return [field for field in dataclasses.fields(cls) if field.init]
-
-
-def _default(field: dataclasses.Field) -> Any:
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return field.default
-
-
-def _nodes(value: Any) -> Iterable[Any]:
-    """Every dataclass in the tree `value`, itself included."""
-    if dataclasses.is_dataclass(value):
-        yield value
-        for field in _fields(type(value)):
-            yield from _nodes(getattr(value, field.name))
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _nodes(item)
-    elif isinstance(value, tuple):
-        for item in value:
-            yield from _nodes(item)
-
-
-def _has_nodes(value: Any) -> bool:
-    return next(iter(_nodes(value)), None) is not None
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

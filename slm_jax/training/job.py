@@ -17,6 +17,8 @@ from slm_jax.training.partitioning import Parallel
 
 # What a run is made of: to go on with another value would be another run.
 IDENTITY = ("system", "data", "batch_size", "seq_len", "seed")
+# Fields of the backbone that its weights do not settle; they come from `Llm`.
+BACKBONE_SETTINGS = ("lora_rank", "lora_alpha", "dtype", "remat")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,13 +125,21 @@ class TrainJob:
         """
         if self.llm is None or llm is None:
             return self
-        backbone = dataclasses.replace(
-            llm_config(llm),
-            lora_rank=self.llm.lora_rank,
-            lora_alpha=self.llm.lora_alpha,
-            dtype=self.llm.dtype,
-            remat=self.llm.remat,
-        )
+        settings = {name: getattr(self.llm, name) for name in BACKBONE_SETTINGS}
+        backbone = dataclasses.replace(llm_config(llm), **settings)
+        stated = self.system.model.backbone
+        if stated is not None and dataclasses.replace(stated, **settings) != backbone:
+            differ = [
+                f"{field.name} {getattr(stated, field.name)}, there {getattr(backbone, field.name)}"
+                for field in dataclasses.fields(backbone)
+                if field.name not in settings
+                and getattr(stated, field.name) != getattr(backbone, field.name)
+            ]
+            raise UserError(
+                f"the text LLM {llm} is not the one that BackboneConfig describes: "
+                f"{'; '.join(differ)}",
+                "Leave BackboneConfig out, to take the sizes of the LLM, or give its weights.",
+            )
         model = dataclasses.replace(self.system.model, backbone=backbone)
         return dataclasses.replace(self, system=System(self.system.layout, model))
 

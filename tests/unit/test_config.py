@@ -3,6 +3,7 @@
 import argparse
 
 import pytest
+import tiny_job
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -87,6 +88,15 @@ def test_mistaken_flag_is_quoted(tmp_path):
         [path], ["RATE=fast"]
     )
     assert "mean warmup_steps?" in load_error([path], ["Optimizer.warmup_step=3"])
+
+
+def test_a_replaced_reference_leaves_nothing_unused(tmp_path):
+    text = "RANK = 4\nTrainJob.llm = @Llm()\nLlm.lora_rank = %RANK\nBackboneConfig.lora_rank = 0\n"
+    base = write(
+        tmp_path, tiny_job.gin(tmp_path, tmp_path, **{"BackboneConfig.lora_rank": 2}) + text
+    )
+    assert config.load([base]).llm.lora_rank == 4
+    assert config.load([base], ["TrainJob.llm=None"]).llm is None
 
 
 def test_missing_file_names_the_nearest(tmp_path):

@@ -15,7 +15,16 @@ LEVELS = [
     {"nn"},
     {"layouts", "interop", "audio"},
     {"models", "data", "tokenizers"},
-    {"training", "decoding", "evaluation", "serving", "posttraining", "config", "config_types"},
+    {
+        "training",
+        "decoding",
+        "evaluation",
+        "serving",
+        "posttraining",
+        "config",
+        "config_types",
+        "config_dump",
+    },
     {"launch", "data_pipelines"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
