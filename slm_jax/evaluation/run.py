@@ -85,7 +85,7 @@ def evaluate_run(
         continuer = make_continuer(model, layout, tokenizer, taste, decode)
         records = list(speech.split(HELD_OUT, [WORDS, AUDIO, family]))
         found = spoken.evaluate(
-            continuer, records, _judges(whisper, decode.language), run, job.prompts, decode.seed
+            continuer, records, judges(whisper, decode.language), run, job.prompts, decode.seed
         )
         results.save(run, "spoken", found)
     return report.write(run)
@@ -97,7 +97,7 @@ def _untouched(llm: Path) -> Backbone:
     return merge(graphdef, params)
 
 
-def _judges(whisper: Path, language: str) -> Mapping[str, spoken.Judge]:
+def judges(whisper: Path, language: str) -> Mapping[str, spoken.Judge]:
     """Our Whisper, and faster-whisper with the same weights where it is installed."""
     asr = Asr(whisper)
 
