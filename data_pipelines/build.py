@@ -36,7 +36,7 @@ from slm_jax.errors import UserError, run_main
 from slm_jax.streams import fingerprint
 from slm_jax.tokenizers.asr import Asr
 from slm_jax.tokenizers.segmenters import segmenter_for
-from slm_jax.tokenizers.taste import Taste
+from slm_jax.tokenizers.taste import Taste, taste_fingerprint
 from slm_jax.tokenizers.text import TextTokenizer
 
 BuildConfig: TypeAlias = DatasetBuildConfig | TextBuildConfig
@@ -85,12 +85,28 @@ def ensure_dataset(cfg: BuildConfig) -> Path:
     """
     root = cfg.root
     _check_identity(root, cfg)
+    _check_taste(cfg)
     if missing_parts(cfg):
         with _locked(root):
             _build(cfg)
     if isinstance(cfg, DatasetBuildConfig) and cfg.wer and "wer" not in report.read(root):
         _word_error_rate(cfg)
     return root
+
+
+def _check_taste(cfg: BuildConfig) -> None:
+    """Refuses codes of other TASTE weights: two tokenizers never mix in one run."""
+    if not isinstance(cfg, DatasetBuildConfig) or "taste" in missing_parts(cfg):
+        return
+    if "taste" not in cfg.families:
+        return
+    made = manifest.load_manifest(cfg.root).families["taste"].spec.fingerprint
+    wanted = taste_fingerprint(cfg.taste)
+    if made != wanted:
+        raise UserError(
+            f"the TASTE codes of {cfg.root} were made by tokenizer {made}, not by {wanted}",
+            f"delete {cfg.root} to build it again, or give the dataset another name",
+        )
 
 
 def _build(cfg: BuildConfig) -> None:

@@ -104,7 +104,7 @@ def judges(whisper: Path, language: str) -> Mapping[str, spoken.Judge]:
     def ours(audios: list[np.ndarray]) -> list[str]:
         return [heard.text for heard in asr.transcribe(audios, language, word_times=False)]
 
-    judges: dict[str, spoken.Judge] = {f"{whisper.name}, greedy": ours}
+    found: dict[str, spoken.Judge] = {f"{whisper.name}, greedy": ours}
     if importlib.util.find_spec("faster_whisper") and (whisper / "model.bin").exists():
         from faster_whisper import WhisperModel
 
@@ -114,8 +114,8 @@ def judges(whisper: Path, language: str) -> Mapping[str, spoken.Judge]:
             heard = (peer.transcribe(audio, language=language, beam_size=5)[0] for audio in audios)
             return [" ".join(part.text.strip() for part in parts) for parts in heard]
 
-        judges[f"{whisper.name}, faster-whisper, beam 5"] = beam
-    return judges
+        found[f"{whisper.name}, faster-whisper, beam 5"] = beam
+    return found
 
 
 def _report(dataset: Dataset) -> dict[str, Any] | None:

@@ -47,6 +47,7 @@ from slm_jax.tokenizers.vocoder import Vocoder, VocoderConfig
 from slm_jax.tokenizers.whisper import WhisperConfig
 
 STARTER = Path(__file__).resolve().parent.parent / "weights" / "taste"
+CONFIG, WEIGHTS = "config.json", "weights.safetensors"
 RATE = 16_000
 _BATCH = 8
 
@@ -84,6 +85,25 @@ class TasteConfig:
     @property
     def vocab(self) -> tuple[int, ...]:
         return self.rvq.vocab if self.quantizer == "rvq" else self.fsq.vocab
+
+
+def taste_fingerprint(path: Path | str | None = None) -> str:
+    """The fingerprint of a tokenizer folder's streams, by default the starter's.
+
+    Raises:
+      UserError: a file is missing.
+    """
+    return _identify(path)[1]
+
+
+def _identify(path: Path | str | None) -> tuple[Path, str]:
+    folder = Path(path) if path else STARTER
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).exists():
+            remedy = "train one: python launch/train_tokenizer.py --gin_file=taste_tokenizer.gin"
+            raise UserError(f"no TASTE tokenizer in {folder}: {name} is missing", remedy)
+    files = [(folder / name).read_bytes() for name in (CONFIG, WEIGHTS)]
+    return folder, fingerprint(*files)
 
 
 class TasteNetwork:
@@ -226,14 +246,9 @@ class Taste:
         Raises:
           UserError: a file is missing or does not fit.
         """
-        folder = Path(path) if path else STARTER
-        config_file, weights_file = folder / "config.json", folder / "weights.safetensors"
-        for file in (config_file, weights_file):
-            if not file.exists():
-                remedy = "train one with: python launch/train.py --gin_file=taste_tokenizer.gin"
-                raise UserError(f"no TASTE tokenizer in {folder}: {file.name} is missing", remedy)
-        config = taste_config(json.loads(config_file.read_text()))
-        identity = fingerprint(config_file.read_bytes(), weights_file.read_bytes())
+        folder, identity = _identify(path)
+        config = taste_config(json.loads((folder / CONFIG).read_text()))
+        weights_file = folder / WEIGHTS
         try:
             flat = load_file(weights_file)
         except Exception as error:  # safetensors raises its own bare exception
@@ -389,10 +404,10 @@ def save_taste(
     flat = {name: np.asarray(value, np.float16) for name, value in flatten(params).items()}
     save_file(
         flat | {"default_speaker": default_speaker.astype(np.float16)},
-        folder / "weights.safetensors",
+        folder / WEIGHTS,
     )
     text = json.dumps(dataclasses.asdict(config), indent=2)
-    (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+    (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
 
 
 def taste_config(data: dict[str, Any]) -> TasteConfig:

@@ -55,7 +55,7 @@ class TrainJob:
         that fill in what is missing; the trainer itself opens what is there.
       llm: where the backbone's weights come from; None for random ones.
       text_tokenizer: that made the text ids: a name that data_pipelines.fetch knows, or a path.
-      taste: folder of the TASTE tokenizer that made the speech ids; None for the starter weights.
+      taste: folder of the TASTE tokenizer that made the speech ids; empty for the starter weights.
       losses, optimizer, parallel, checkpoints: see there.
       steps: updates in all; raise it to train a finished run further.
       batch_size: rows of the global batch.
@@ -75,7 +75,7 @@ class TrainJob:
     sources: tuple[Any, ...] = ()
     llm: Llm | None = None
     text_tokenizer: str = "smollm2"
-    taste: str | None = None
+    taste: str = ""
     losses: LossWeights = LossWeights()
     optimizer: Optimizer = Optimizer()
     parallel: Parallel = Parallel()
