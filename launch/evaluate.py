@@ -20,9 +20,7 @@ from slm_jax.evaluation.run import evaluate_run
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description="Measures a finished run and writes its report.")
-    parser.add_argument(
-        "--run", type=Path, required=True, metavar="DIR", help="made by training"
-    )
+    parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="made by training")
     parser.add_argument("--report_only", action="store_true", help="measure nothing")
     args = parser.parse_args(argv)
     if args.report_only:

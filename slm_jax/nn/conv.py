@@ -28,7 +28,7 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Arra
 
 
 class Conv1d(nnx.Module):
-    """Dense convolution as one matrix product over the unfolded window. [B, T, in] -> [B, T, out]."""
+    """Dense convolution as one product over the unfolded window: [B, T, in] -> [B, T, out]."""
 
     def __init__(self, width_in: int, width_out: int, kernel: int, *, rngs: nnx.Rngs):
         self.taps = kernel

@@ -1,7 +1,7 @@
 """Residual vector quantisation and finite scalar quantisation, as pure functions of their state.
 
-RVQ: van den Oord et al. 2017 (arXiv 1711.00937) with the EMA codebooks of its appendix A.1, residual
-over levels as in SoundStream (arXiv 2107.03312 §III-C), with k-means start and dead-code revival.
+RVQ: van den Oord et al. 2017 (arXiv 1711.00937), EMA codebooks of its appendix A.1, residual over
+levels as in SoundStream (arXiv 2107.03312 §III-C), with k-means start and dead-code revival.
 FSQ: Mentzer et al. 2023 (arXiv 2309.15505).
 """
 

@@ -1,3 +1,5 @@
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,7 +32,7 @@ def test_each_level_halves_what_is_left():
     books = rvq_kmeans(config, x, seed=0)["codebooks"]
     codes = rvq_encode(books, x)
     errors = [float(jnp.mean((x - rvq_decode(books, codes[:, :k])) ** 2)) for k in range(1, 5)]
-    assert all(b < 0.8 * a for a, b in zip(errors, errors[1:], strict=False))
+    assert all(b < 0.8 * a for a, b in itertools.pairwise(errors))
 
 
 def test_encode_picks_the_nearest_code_of_the_residual():
