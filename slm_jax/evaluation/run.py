@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from slm_jax.data.dataset import Dataset
-from slm_jax.data.schema import AUDIO, WORDS
+from slm_jax.data.schema import AUDIO, WORDS, Record
 from slm_jax.decoding.job import DecodeJob
 from slm_jax.decoding.load import make_continuer
 from slm_jax.errors import UserError
@@ -28,7 +28,7 @@ from slm_jax.tokenizers.text import TextTokenizer
 from slm_jax.training.job import TrainJob
 
 DATASET_REPORT = "report.json"  # what data_pipelines/build.py leaves in a dataset's folder
-HELD_OUT = "validation"
+HELD_OUT = ("validation", "test")
 
 
 def evaluate_run(
@@ -68,7 +68,7 @@ def evaluate_run(
             "add a dataset with speech to MixtureSpec.parts",
         )
     train = list(speech.split("train", streams))
-    held_out = list(speech.split(HELD_OUT, streams))
+    held_out = _held_out(speech, streams)
     reference = _untouched(llm) if llm else None
     scores = language_model.evaluate(model, reference, layout, train, held_out)
     results.save(run, "language_model", scores)
@@ -83,12 +83,17 @@ def evaluate_run(
         taste = Taste.load(whisper, decode.taste or job.taste)
         tokenizer = TextTokenizer.load(text_tokenizer)
         continuer = make_continuer(model, layout, tokenizer, taste, decode)
-        records = list(speech.split(HELD_OUT, [WORDS, AUDIO, family]))
+        records = _held_out(speech, [WORDS, AUDIO, family])
         found = spoken.evaluate(
             continuer, records, judges(whisper, decode.language), run, job.prompts, decode.seed
         )
         results.save(run, "spoken", found)
     return report.write(run)
+
+
+def _held_out(dataset: Dataset, families: list[str]) -> list[Record]:
+    splits = [split for split in HELD_OUT if split in dataset.manifest.splits]
+    return [record for split in splits for record in dataset.split(split, families)]
 
 
 def _untouched(llm: Path) -> Backbone:

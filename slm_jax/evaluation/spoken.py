@@ -21,7 +21,7 @@ LISTING = "samples.json"
 Judge = Callable[[list[np.ndarray]], list[str]]  # 16 kHz audio -> transcripts
 
 PROTOCOL = (
-    "spoken-1: held-out utterances of at least four words, in the order of the split, shorter ones "
+    "spoken-1: held-out utterances of at least four words, in the order of the splits, shorter ones "
     "if these do not suffice. The first half of the words is the spoken prompt, cut at the end of "
     "its last word; the model's continuation is spoken with the prompt's speaker vector and "
     "transcribed. Word error (" + wer.PROTOCOL + ", over all clips together) of the transcript "
