@@ -20,11 +20,14 @@ class Optimizer:
 
     Attributes:
       learning_rate: the highest, reached after `warmup_steps`.
+      new_scale: the learning rate of what the text LLM does not have (everything outside
+        "backbone/") in units of `learning_rate`: it starts from random numbers, the LLM does not.
       final_fraction: of learning_rate, at the last step of the cosine.
       clip_norm: the gradient's global norm is cut down to this.
     """
 
     learning_rate: float = 1e-3
+    new_scale: float = 1.0
     warmup_steps: int = 10
     final_fraction: float = 0.1
     b1: float = 0.9
@@ -34,7 +37,7 @@ class Optimizer:
     clip_norm: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "epsilon", "clip_norm"):
+        for name in ("learning_rate", "new_scale", "epsilon", "clip_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
         for name in ("warmup_steps", "weight_decay"):
@@ -69,7 +72,16 @@ def make(config: Optimizer, steps: int) -> optax.GradientTransformation:
             weight_decay=config.weight_decay,
             mask=decay_mask,
         ),
+        optax.masked(optax.scale(config.new_scale), new_mask),
     )
+
+
+def new_mask(params: tree.Params) -> tree.Params:
+    """True for what the text LLM does not have."""
+    return {
+        name: jax.tree.map(lambda _, new=name != "backbone": new, part)
+        for name, part in params.items()
+    }
 
 
 def decay_mask(params: tree.Params) -> tree.Params:

@@ -40,6 +40,15 @@ def test_first_step_is_adamw_with_a_clipped_gradient():
     np.testing.assert_allclose(updates["b"]["bias"], [0.1], rtol=1e-5)
 
 
+def test_new_parameters_have_a_learning_rate_of_their_own():
+    config = Optimizer(learning_rate=0.1, new_scale=3.0, warmup_steps=0, weight_decay=0.0)
+    update = optimizer.make(config, steps=10)
+    params = {"backbone": {"kernel": jnp.ones(1)}, "heads": {"kernel": jnp.ones(1)}}
+    updates, _ = update.update(params, update.init(params), params)
+    np.testing.assert_allclose(updates["backbone"]["kernel"], [-0.1], rtol=1e-5)
+    np.testing.assert_allclose(updates["heads"]["kernel"], [-0.3], rtol=1e-5)
+
+
 @pytest.mark.parametrize("bad", [{"learning_rate": 0.0}, {"b1": 1.1}, {"warmup_steps": -1}])
 def test_range(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
