@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 from collections.abc import Mapping
@@ -29,6 +30,7 @@ from slm_jax.training.job import TrainJob
 
 DATASET_REPORT = "report.json"  # what data_pipelines/build.py leaves in a dataset's folder
 HELD_OUT = ("validation", "test")
+MAX_WORDS = 16  # of a continuation: about three of the embedded corpus's utterances
 
 
 def evaluate_run(
@@ -49,7 +51,8 @@ def evaluate_run(
       llm: the text LLM that it started from, None for none.
       text_tokenizer: of the text row.
       whisper: hears prompts and clips.
-      decode: how held-out prompts are continued; its checkpoint does not matter.
+      decode: how held-out prompts are continued, by 16 words at most; its checkpoint does not
+        matter.
       run_dir: the run's folder if it has moved since.
 
     Returns:
@@ -82,7 +85,10 @@ def evaluate_run(
     if job.prompts:
         taste = Taste.load(whisper, decode.taste or job.taste)
         tokenizer = TextTokenizer.load(text_tokenizer)
-        continuer = make_continuer(model, layout, tokenizer, taste, decode)
+        most = min(decode.limits.max_words, MAX_WORDS)
+        limits = dataclasses.replace(decode.limits, max_words=most)
+        brief = dataclasses.replace(decode, limits=limits)
+        continuer = make_continuer(model, layout, tokenizer, taste, brief)
         records = _held_out(speech, [WORDS, AUDIO, family])
         found = spoken.evaluate(
             continuer, records, judges(whisper, decode.language), run, job.prompts, decode.seed

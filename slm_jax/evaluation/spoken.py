@@ -21,13 +21,13 @@ LISTING = "samples.json"
 Judge = Callable[[list[np.ndarray]], list[str]]  # 16 kHz audio -> transcripts
 
 PROTOCOL = (
-    "spoken-1: held-out utterances of at least four words, in the order of the splits, shorter ones "
-    "if these do not suffice. The first half of the words is the spoken prompt, cut at the end of "
-    "its last word; the model's continuation is spoken with the prompt's speaker vector and "
-    "transcribed. Word error (" + wer.PROTOCOL + ", over all clips together) of the transcript "
-    "against the words that the model wrote; for the original and the reconstruction, against the "
-    "utterance's transcript. A clip without words or with a sample that is not finite counts as "
-    "failed and is not scored. Intervals: 95 %, bootstrap over clips."
+    "spoken-1: held-out utterances of at least four words, in the order of the splits, shorter "
+    "ones if these do not suffice. The first half of the words is the spoken prompt, cut at the "
+    "end of its last word; the model's continuation, of at most 16 words, is spoken with the "
+    "prompt's speaker vector and transcribed. Word error (" + wer.PROTOCOL + ", over all clips "
+    "together) of the transcript against the words that the model wrote; for the original and the "
+    "reconstruction, against the utterance's transcript. A clip without words or with a sample "
+    "that is not finite counts as failed and is not scored. Intervals: 95 %, bootstrap over clips."
 )
 
 

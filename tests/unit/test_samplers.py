@@ -2,6 +2,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from slm_jax.decoding import samplers
 from slm_jax.decoding.samplers import Sampling
@@ -46,6 +48,18 @@ def test_top_p_keeps_the_smallest_set_that_reaches_p(p, kept):
     finite = np.isfinite(samplers.keep_top_p(LOGITS, p))
     assert finite[0].tolist() == [True] * kept + [False] * (5 - kept)
     assert finite[1].tolist() == finite[0].tolist()[::-1]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10_000), st.floats(0.01, 0.999), st.floats(0.1, 30))
+def test_top_p_equals_sorting_the_ids(seed, p, spread):
+    logits = spread * np.random.default_rng(seed).normal(size=(2, 64)).astype(np.float32)
+    kept = np.isfinite(samplers.keep_top_p(jnp.asarray(logits), p))
+    for row, shares in enumerate(np.asarray(jax.nn.softmax(logits, axis=-1), np.float64)):
+        order = np.argsort(-shares)
+        before = np.cumsum(shares[order]) - shares[order]
+        doubtful = np.abs(before - p) < 1e-5  # rounding decides
+        np.testing.assert_array_equal(kept[row][order][~doubtful], (before < p)[~doubtful])
 
 
 def test_penalty_pushes_seen_ids_down_whatever_their_sign():
