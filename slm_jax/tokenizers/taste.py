@@ -54,7 +54,7 @@ _BATCH = 8
 
 @dataclasses.dataclass(frozen=True)
 class TasteConfig:
-    """Sizes of the starter; `gin/models/taste_paper.gin` has the paper's.
+    """Sizes of the starter; `gin/taste_paper.gin` has the paper's.
 
     Attributes:
       value_layer: Whisper encoder layers below the aggregator's values.

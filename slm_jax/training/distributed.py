@@ -24,12 +24,16 @@ def initialize() -> None:
             num_processes=int(os.environ["JAX_NUM_PROCESSES"]),
             process_id=int(os.environ["JAX_PROCESS_ID"]),
         )
-        return
-    try:
-        jax.distributed.initialize()
-    except ValueError as error:
-        if "coordinator_address" not in str(error):  # its way to say that it found no cluster
-            raise
+    else:
+        try:
+            jax.distributed.initialize()
+        except ValueError as error:
+            if "coordinator_address" not in str(error):  # its way to say that it found no cluster
+                raise
+    if jax.process_count() > 1:
+        # All connect now, while they are together: collectives wait 30 s for the last to connect,
+        # and after compiling for minutes the slowest host may be further behind than that.
+        multihost_utils.sync_global_devices("joined")
 
 
 def is_main() -> bool:

@@ -73,10 +73,11 @@ def test_ema_moves_codes_to_their_members_and_revives_dead_ones():
     state |= {"codebooks": far, "sums": far}
     rng = np.random.default_rng(0)
     centres = np.array([[0.0, 0.0], [4.0, 4.0]])
+    update = jax.jit(rvq_ema, static_argnums=1)
     for step in range(60):
         x = centres[rng.integers(0, 2, 64)] + rng.normal(0, 0.1, (64, 2))
         x = jnp.asarray(x[None], jnp.float32)
-        state = rvq_ema(state, config, x, jnp.ones((1, 64)), jax.random.key(step))
+        state = update(state, config, x, jnp.ones((1, 64)), jax.random.key(step))
     books = np.asarray(state["codebooks"][0])
     nearest = np.min(((centres[:, None] - books) ** 2).sum(-1), axis=1)
     assert np.all(nearest < 0.1)
@@ -88,12 +89,10 @@ def test_kmeans_needs_as_many_vectors_as_codes():
         rvq_kmeans(RvqConfig(levels=1, codes=16, width=3), data(8, 3), seed=0)
 
 
-@settings(max_examples=25, deadline=None)
-@given(
-    grid=st.lists(st.integers(2, 8), min_size=1, max_size=3),
-    levels=st.integers(1, 3),
-    seed=st.integers(0, 99),
-)
+@pytest.mark.parametrize("grid", [[2], [3], [8, 8], [4, 5, 2]])
+@pytest.mark.parametrize("levels", [1, 3])
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 99))
 def test_fsq_codes_and_latents_are_one_to_one(grid, levels, seed):
     config = FsqConfig(levels=levels, grid=tuple(grid))
     x = np.random.default_rng(seed).normal(0, 2, (5, config.width)).astype(np.float32)
