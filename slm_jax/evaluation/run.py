@@ -122,7 +122,8 @@ def judges(whisper: Path, language: str) -> Mapping[str, spoken.Judge]:
         peer = WhisperModel(str(whisper), device="cpu", compute_type="float32")
 
         def beam(audios: list[np.ndarray]) -> list[str]:
-            heard = (peer.transcribe(audio, language=language, beam_size=5)[0] for audio in audios)
+            options = {"language": language, "beam_size": 5, "temperature": 0.0}
+            heard = (peer.transcribe(audio, **options)[0] for audio in audios)
             return [" ".join(part.text.strip() for part in parts) for parts in heard]
 
         found[f"{whisper.name}, faster-whisper, beam 5"] = beam
