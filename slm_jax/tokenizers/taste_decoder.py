@@ -10,6 +10,7 @@ Durations are learned by monotonic alignment (Kim et al. 2020, Glow-TTS, arXiv 2
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -61,11 +62,34 @@ class TextBytes(NamedTuple):
     words: np.ndarray
 
 
+_ONES = (
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"),
+    *("eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen"),
+    "nineteen",
+)
+_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+
+
+def spell_numerals(word: str) -> str:
+    """English numerals as they are read: up to 99 as a number, longer ones digit by digit."""
+
+    def read(match: re.Match) -> str:
+        digits = match[0]
+        if len(digits) > 2 or (len(digits) == 2 and digits[0] == "0"):
+            return " ".join(_ONES[int(d)] for d in digits)
+        if int(digits) < len(_ONES):
+            return _ONES[int(digits)]
+        tens, ones = _TENS[int(digits[0]) - 2], int(digits[1])
+        return f"{tens} {_ONES[ones]}" if ones else tens
+
+    return re.sub(r"[0-9]+", read, word)
+
+
 def text_bytes(words: Sequence[str]) -> TextBytes:
-    """Bytes of case-folded words."""
+    """Bytes of case-folded words, numerals spelled out."""
     ids, index = [BEGIN], [0]
     for w, word in enumerate(words):
-        spelled = word.casefold().encode() + (b" " if w + 1 < len(words) else b"")
+        spelled = spell_numerals(word.casefold()).encode() + (b" " if w + 1 < len(words) else b"")
         ids += spelled
         index += [w] * len(spelled)
     ids.append(END)

@@ -9,6 +9,7 @@ from slm_jax.tokenizers.taste_decoder import (
     END,
     monotonic_alignment,
     round_durations,
+    spell_numerals,
     text_bytes,
     word_times,
 )
@@ -57,3 +58,13 @@ def test_word_times_leave_out_the_pause():
     text = text_bytes(["ab", "c"])
     durations = np.array([5, 2, 3, 4, 6, 7])  # BEGIN a b space c END
     assert word_times(durations, text, 2, 0.5) == [(2.5, 5.0), (7.0, 10.0)]
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [("1,", "one,"), ("20", "twenty"), ("$47", "$forty seven"), ("162", "one six two"),
+     ("05", "zero five"), ("19th", "nineteenth"), ("word", "word")],
+)  # fmt: skip
+def test_numerals_are_spelled(written, read):
+    assert spell_numerals(written) == read
+    assert bytes(text_bytes([written]).ids[1:-1].astype(np.uint8)).decode() == read
