@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import unicodedata
 
 import numpy as np
 
 from slm_jax.layouts import Layout, word_starts
 from slm_jax.tokenizers.text import TextTokenizer
+
+_PUNCTUATION = ",.?!;:'’-"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -16,9 +19,9 @@ class Vocabulary:
 
     Attributes:
       starts: bool [V], the id begins a word; true for EOS.
-      spoken: bool [V], the id may be written. It is part of a word that can be said, or EOS; not
-        so other special ids, white space, control characters, part of a character, and a word's
-        first id that shows no letter or digit ("Ġ" before a digit is one: numbers are spelled out).
+      spoken: bool [V], the id may be written: EOS, or part of a word that can be said. That is
+        letters, and punctuation other than at a word's begin; no digits (numbers are spelled out),
+        no symbols, no white space, no part of a character, no other special id.
       eos: the id that ends the text.
     """
 
@@ -40,7 +43,9 @@ class Vocabulary:
 
 
 def _is_spoken(text: str, starts: bool) -> bool:
-    if starts:
-        text = text.removeprefix(" ")
-    sound = text[:1].isalnum() if starts else text != ""
-    return sound and text.isprintable() and not set(text) & {" ", "\ufffd"}
+    text = text.removeprefix(" ") if starts else text
+    kinds = [unicodedata.category(c)[0] for c in text]
+    sound = kinds[:1] == ["L"] if starts else text != ""
+    return sound and all(
+        kind in "LM" or c in _PUNCTUATION for c, kind in zip(text, kinds, strict=True)
+    )

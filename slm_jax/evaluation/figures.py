@@ -52,7 +52,7 @@ def line_chart(series: Sequence[Series], x_label: str, y_label: str, height: int
 
     Values that are not finite are left out.
     """
-    left, right, top, bottom = 52, 12, 14, 40
+    left, right, top, bottom = 52, 24, 14, 40
     points = [_finite(one) for one in series]
     points = [(one, x, y) for one, (x, y) in zip(series, points, strict=True) if len(x)]
     if not points:
