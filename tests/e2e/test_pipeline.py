@@ -9,8 +9,7 @@ import sys
 import numpy as np
 import pytest
 import soundfile
-import tokenizers
-from tokenizers import decoders, models, pre_tokenizers
+from tiny_models import byte_tokenizer, tiny_taste, tiny_whisper
 
 from data_pipelines import build, fetch, quarantine, report
 from data_pipelines.build_config import DatasetBuildConfig
@@ -18,67 +17,10 @@ from slm_jax.audio import decode
 from slm_jax.data.dataset import open_dataset
 from slm_jax.data.split import split_of
 from slm_jax.errors import UserError
-from slm_jax.nn.quantizers import RvqConfig
-from slm_jax.tokenizers.taste import TasteConfig, TasteNetwork, save_taste
-from slm_jax.tokenizers.taste_decoder import TasteDecoderConfig
 from slm_jax.tokenizers.text import TextTokenizer
-from slm_jax.tokenizers.whisper import Whisper
-
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
 
 RATE = 16_000
 FAMILIES = ("text-bytes", "taste", "speaker")
-
-
-def byte_tokenizer(path, specials):
-    """A byte-level BPE with one id a byte; the special tokens follow."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    made = tokenizers.Tokenizer(models.BPE({piece: i for i, piece in enumerate(alphabet)}, []))
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    made.add_special_tokens(specials)
-    made.save(str(path))
-
-
-def tiny_whisper(folder):
-    specials = ["<|endoftext|>", "<|startoftranscript|>", "<|notimestamps|>"]
-    config = transformers.WhisperConfig(
-        vocab_size=256 + len(specials),
-        d_model=16,
-        encoder_layers=2,
-        decoder_layers=2,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        encoder_ffn_dim=16,
-        decoder_ffn_dim=16,
-        pad_token_id=256,
-        bos_token_id=256,
-        eos_token_id=256,
-        decoder_start_token_id=257,
-        suppress_tokens=[],
-        begin_suppress_tokens=[256],
-    )
-    torch.manual_seed(0)
-    transformers.WhisperForConditionalGeneration(config).save_pretrained(folder)
-    byte_tokenizer(folder / "tokenizer.json", specials)
-    (folder / "generation_config.json").write_text(json.dumps({"alignment_heads": [[1, 0]]}))
-    return folder
-
-
-def tiny_taste(folder, whisper):
-    config = TasteConfig(
-        value_layer=1,
-        aggregator_layers=(0,),
-        rvq=RvqConfig(levels=2, codes=8, width=8),
-        speaker_width=4,
-        decoder=TasteDecoderConfig(8, 8, 1, 8, 8, 1),
-    )
-    params = TasteNetwork(config, Whisper.load(whisper).config).init(0)
-    books = params["quantizer"]["codebooks"]
-    params["quantizer"]["codebooks"] = np.random.default_rng(0).normal(size=books.shape)
-    save_taste(folder, config, params, np.zeros(4, np.float32))
-    return folder
 
 
 @pytest.fixture(scope="module")
