@@ -4,6 +4,14 @@ import os
 import tempfile
 from pathlib import Path
 
+from hypothesis import settings
+
+# The same examples every time, so that a red run means a change in the code; `pytest
+# --hypothesis-profile=explore` draws new ones.
+settings.register_profile("stable", derandomize=True)
+settings.register_profile("explore", derandomize=False)
+settings.load_profile("stable")
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 flags = os.environ.get("XLA_FLAGS", "")
 if "host_platform_device_count" not in flags:

@@ -45,8 +45,8 @@ class WhitespaceSegmenter:
 class CharacterSegmenter:
     """Words are characters, with their combining marks and the punctuation that belongs to them.
 
-    Runs of Latin letters and digits stay whole ("iPhone 15" is two words). White space between
-    two such runs is kept by `join`; elsewhere it has no meaning and is dropped.
+    Runs of Latin letters and digits stay whole ("iPhone 15" is two words). White space is kept by
+    `join` where two words would run together without it; elsewhere it has no meaning.
     """
 
     separator = ""
@@ -75,8 +75,7 @@ class CharacterSegmenter:
     def join(self, words: Sequence[str]) -> str:
         text = ""
         for word in words:
-            spaced = text and _is_alphabetic(text[-1]) and _is_alphabetic(word[0])
-            text += " " + word if spaced else word
+            text += " " + word if text and _runs_on(text, word[0]) else word
         return text
 
 
