@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,37 @@ def load(run_dir: str | Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path} is not JSON: {error}", "delete it and evaluate again") from error
+
+
+def set_beside(run_dir: str | Path, others: Sequence[str | Path]) -> Path:
+    """Puts the language-model figures of other runs beside a run's own, as section "variants".
+
+    Raises:
+      UserError: one of the runs has no such figures, or they were measured by another protocol or
+        on other codes.
+    """
+    own, *others_figures = [_figures(folder) for folder in (run_dir, *others)]
+    for folder, found in zip(others, others_figures, strict=True):
+        if _measured_on(found) != _measured_on(own):
+            raise UserError(
+                f"{folder} was measured on other held-out codes or otherwise than {run_dir}",
+                "evaluate both with one version of slm_jax, on one dataset",
+            )
+    names = [Path(folder).name for folder in others]
+    return save(run_dir, "variants", dict(zip(names, others_figures, strict=True)))
+
+
+def _figures(run_dir: str | Path) -> dict[str, Any]:
+    found = load(run_dir).get("language_model")
+    if found is None:
+        remedy = f"python launch/evaluate.py --run={run_dir}"
+        raise UserError(f"{run_dir} has no held-out figures in {FILE}", remedy)
+    return found
+
+
+def _measured_on(figures: dict[str, Any]) -> list[Any]:
+    baselines = [(level["n"], level["unigram"]) for level in figures["speech"]]
+    return [figures["protocol"], figures["utterances"], baselines]
 
 
 def _plain(value: Any) -> Any:

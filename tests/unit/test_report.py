@@ -69,6 +69,7 @@ def run(tmp_path):
     language_model = {
         "protocol": "p < q",
         "layout": "taste",
+        "utterances": 3,
         "speech": [speech | {"unigram": 3.0, "given_word": 2.5}],
         "text": {
             "n": 30,
@@ -130,6 +131,23 @@ def test_results_keep_other_sections_and_refuse_nan(tmp_path):
     (tmp_path / "eval.json").write_text("{")
     with pytest.raises(UserError, match="not JSON"):
         results.load(tmp_path)
+
+
+def test_other_runs_stand_beside_if_measured_on_the_same_codes(run, tmp_path):
+    own = results.load(run)["language_model"]
+    parallel = own | {"speech": [own["speech"][0] | {"cross_entropy": 2.25}], "layout": "flat"}
+    results.save(tmp_path / "parallel", "language_model", parallel)
+    results.set_beside(run, [tmp_path / "parallel"])
+    page = report.write(run).read_text()
+    assert "parallel: flat" in page and "2.250" in page and "2.000" in page
+
+    other = own | {"speech": [own["speech"][0] | {"unigram": 3.1}]}
+    results.save(tmp_path / "other", "language_model", other)
+    with pytest.raises(UserError, match="other held-out codes"):
+        results.set_beside(run, [tmp_path / "parallel", tmp_path / "other"])
+    with pytest.raises(UserError, match="absent has no held-out figures"):
+        results.set_beside(run, [tmp_path / "absent"])
+    assert list(results.load(run)["variants"]) == ["parallel"]
 
 
 def test_png_holds_the_picture():
