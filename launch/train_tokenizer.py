@@ -28,11 +28,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "programs"))
     print(config.dump(job, defaults=False), flush=True)
     families = ("audio", "words")
-    splits = [get(name).open(families).split("train", families) for name in job.datasets]
-    records = [split[i] for split in splits for i in range(len(split))]
+    datasets = {}
+    for name in dict.fromkeys(job.datasets):
+        split = get(name).open(families).split("train", families)
+        datasets[name] = [split[i] for i in range(len(split))]
     job.run_dir.mkdir(parents=True, exist_ok=True)
     (job.run_dir / "config.gin").write_text(config.dump(job), encoding="utf-8")
-    print(f"tokenizer: {train(job, records, fetch.locate(job.whisper))}")
+    print(f"tokenizer: {train(job, datasets, fetch.locate(job.whisper))}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ k-means on them and the quantizer is switched on. The aggregator's pretrained la
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +45,12 @@ class TasteTraining:
       dropout_levels: probability that a step uses only a coarse part of the RVQ levels.
     """
 
-    text: FitConfig = FitConfig(steps=700)
+    text: FitConfig = FitConfig(steps=1800)
     latent: FitConfig = FitConfig(steps=400)
-    quantized: FitConfig = FitConfig(steps=900)
-    adapt: FitConfig = FitConfig(steps=250)
-    batch: int = 8
-    peak_lr: float = 1e-3
+    quantized: FitConfig = FitConfig(steps=5000)
+    adapt: FitConfig = FitConfig(steps=400)
+    batch: int = 4
+    peak_lr: float = 2e-3
     aggregator_lr: float = 2e-4
     adapt_lr: float = 3e-4
     duration_weight: float = 0.3
@@ -65,14 +65,15 @@ class TasteJob:
 
     Attributes:
       name, runs: the run's directory is runs/name.
-      datasets: names or folders of datasets with "audio" and "words"; their train splits are used.
+      datasets: names or folders of datasets with "audio" and "words"; their train splits are used,
+        a dataset named n times n times as often. The first is the default voice's.
       whisper: folder of the frozen speech encoder, or the name of a fetched one.
       model, vocoder, training: sizes and schedules.
     """
 
     name: str = "taste_tokenizer"
     runs: str = "runs"
-    datasets: tuple[str, ...] = ("prompts", "piper")
+    datasets: tuple[str, ...] = ("prompts", "prompts", "prompts", "piper")
     whisper: str = "whisper_tiny_en"
     model: TasteConfig = TasteConfig()
     vocoder: VocoderTraining = VocoderTraining()
@@ -83,20 +84,25 @@ class TasteJob:
         return Path(self.runs) / self.name
 
 
-def train(job: TasteJob, records: Sequence[Record], whisper: Path) -> Path:
+def train(job: TasteJob, datasets: Mapping[str, Sequence[Record]], whisper: Path) -> Path:
     """Runs (or resumes) the whole recipe; returns the folder of the finished tokenizer.
 
     Args:
       job: the recipe.
-      records: joined records with "audio" and "words".
+      datasets: of each name in `job.datasets`, joined records with "audio" and "words".
       whisper: folder of the speech encoder.
     """
     run_dir = job.run_dir
-    audios = [load(record["audio"].flac) for record in records]
-    words = [record["words"].words for record in records]
     listener = Listener(whisper, job.model.value_layer)
-    examples = make_examples(listener, audios, words, job.model.vocoder.mel)
-    print(f"{len(examples)} of {len(audios)} utterances fit the padded lengths", flush=True)
+    audios: list[np.ndarray] = []
+    made: dict[str, list[Example]] = {}
+    for name, records in datasets.items():
+        heard = [load(record["audio"].flac) for record in records]
+        words = [record["words"].words for record in records]
+        made[name] = make_examples(listener, heard, words, job.model.vocoder.mel)
+        print(f"{name}: {len(made[name])} of {len(heard)} utterances fit", flush=True)
+        audios += heard
+    examples = [example for name in job.datasets for example in made[name]]
     vocoder = train_vocoder(run_dir, audios, job.model.vocoder, job.vocoder)
     params = train_tokenizer(run_dir, examples, listener, job.model, job.training)
     params["vocoder"] = vocoder
@@ -121,23 +127,27 @@ def losses(
     params: Params,
     batch: dict[str, jax.Array],
     key: jax.Array,
-    told: jax.Array,
+    told: bool,
     quantized: jax.Array,
     training: TasteTraining,
 ) -> tuple[jax.Array, tuple[dict[str, jax.Array], jax.Array]]:
     """Total loss, named losses, and the latents [B, W, L] before quantisation.
 
     Args:
-      told, quantized: 0 or 1, whether the decoder hears latents, and through the quantizer.
+      told: whether the decoder hears latents; without them the aggregator does not run.
+      quantized: 0 or 1, whether it hears them through the quantizer.
     """
     words = batch["word_mask"].shape[1]
     levels = len(network.config.vocab)
-    latents = network.latents(params, batch, words)
+    if told:
+        latents = network.latents(params, batch, words)
+    else:
+        latents = jnp.zeros((*batch["word_mask"].shape, network.config.latent))
     coin, draw = jax.random.split(key)
     fewer = jax.random.randint(draw, (), 1, levels + 1)
     used = jnp.where(jax.random.uniform(coin) < training.dropout_levels, fewer, levels)
     q = network.quantize(params, latents, batch["word_mask"], used)
-    heard = told * (quantized * q.latents + (1 - quantized) * latents)
+    heard = quantized * q.latents + (1 - quantized) * latents
     speaker = network.speaker(params, batch)
     decoder = network.part(params, "decoder")
     ids, mel, frames = batch["ids"], batch["mel"], batch["frames"]
@@ -191,12 +201,14 @@ def align(prior: jax.Array, batch: dict[str, jax.Array]) -> jax.Array:
     return monotonic_alignment(scores, (batch["ids"] > 0).sum(1), batch["frames"])
 
 
-def make_step(network: TasteNetwork, optimizer: optax.GradientTransformation, t: TasteTraining):
-    """(state, (batch, told, quantized), key) -> (state, losses), jitted."""
+def make_step(
+    network: TasteNetwork, optimizer: optax.GradientTransformation, t: TasteTraining, told: bool
+):
+    """(state, (batch, quantized), key) -> (state, losses), jitted; see `losses`."""
 
     @jax.jit
     def step(state, inputs, key):
-        batch, told, quantized = inputs
+        batch, quantized = inputs
         rest = {"quantizer": state["quantizer"]}
 
         def total(trained):
@@ -248,21 +260,21 @@ def train_tokenizer(
         "opt": optimizer.init(trained),
         "quantizer": params["quantizer"],
     }
-    step = make_step(network, optimizer, training)
+    text = make_step(network, optimizer, training, told=False)
+    told = make_step(network, optimizer, training, told=True)
     stages = [
-        ("text", training.text, 0.0, 0.0),
-        ("latent", training.latent, 1.0, 0.0),
-        ("quantized", training.quantized, 1.0, 1.0),
+        ("text", training.text, text, 0.0),
+        ("latent", training.latent, told, 0.0),
+        ("quantized", training.quantized, told, 1.0),
     ]
-    for number, (name, schedule, told, quantized) in enumerate(stages):
+    for number, (name, schedule, step, quantized) in enumerate(stages):
         if name == "quantized" and config.quantizer == "rvq":
             state["quantizer"] = _codebooks(network, state, examples, listener, training)
-        flags = (np.float32(told), np.float32(quantized))
 
-        def feed(start: int, number: int = number, flags: tuple = flags):
+        def feed(start: int, number: int = number, quantized: float = quantized):
             seed = training.seed * 10 + number
             for batch in batches(examples, listener, training.batch, seed, start):
-                yield (batch, *flags)
+                yield batch, np.float32(quantized)
 
         state = fit(run_dir, name, schedule, state, step, feed, training.seed + number)
     return state["params"] | {"quantizer": state["quantizer"]}
