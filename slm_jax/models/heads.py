@@ -26,12 +26,17 @@ class Latent(NamedTuple):
 
 
 class TokenHeads(nnx.Module):
-    """One softmax a level, all levels in parallel: norm and linear on the hidden state."""
+    """One softmax a level, all levels in parallel: norm and linear on the hidden state.
+
+    The linears start at zero, hence from equal odds for all codes: random ones would begin half a
+    nat above that and have to be unlearned.
+    """
 
     def __init__(self, codebooks: tuple[int, ...], width: int, epsilon: float, rngs: nnx.Rngs):
         self.norms = nnx.List(RMSNorm(width, epsilon=epsilon) for _ in codebooks)
         self.linears = nnx.List(
-            Linear(width, size, rngs=rngs, axes=("embed", "codes")) for size in codebooks
+            Linear(width, size, rngs=rngs, axes=("embed", "codes"), init=jax.nn.initializers.zeros)
+            for size in codebooks
         )
 
     def __call__(self, hidden: jax.Array) -> tuple[tuple[jax.Array, ...], None]:
