@@ -19,15 +19,16 @@ import optax
 
 from slm_jax.audio.decode import load
 from slm_jax.data.schema import Record
+from slm_jax.errors import UserError
 from slm_jax.nn.quantizers import rvq_ema, rvq_kmeans
 from slm_jax.nn.tree import Params
-from slm_jax.tokenizers.taste import TasteConfig, TasteNetwork, save_taste
+from slm_jax.tokenizers.taste import RATE, TasteConfig, TasteNetwork, save_taste
 from slm_jax.tokenizers.taste_decoder import monotonic_alignment, owners, pick
 from slm_jax.tokenizers.taste_encoder import start_from_whisper
 from slm_jax.tokenizers.taste_listen import Listener
 from slm_jax.tokenizers.vocoder import denormalise_mel, spectral_losses
 from slm_jax.training.fit import FitConfig, fit
-from slm_jax.training.taste_examples import Example, batches, collate, make_examples
+from slm_jax.training.taste_examples import FRAMES, Example, batches, collate, make_examples
 from slm_jax.training.vocoder_job import VocoderTraining, train_vocoder
 
 TRAINED = ("aggregator", "speaker", "decoder")
@@ -47,7 +48,7 @@ class TasteTraining:
 
     text: FitConfig = FitConfig(steps=1800)
     latent: FitConfig = FitConfig(steps=400)
-    quantized: FitConfig = FitConfig(steps=5000)
+    quantized: FitConfig = FitConfig(steps=4200)
     adapt: FitConfig = FitConfig(steps=400)
     batch: int = 4
     peak_lr: float = 2e-3
@@ -91,6 +92,9 @@ def train(job: TasteJob, datasets: Mapping[str, Sequence[Record]], whisper: Path
       job: the recipe.
       datasets: of each name in `job.datasets`, joined records with "audio" and "words".
       whisper: folder of the speech encoder.
+
+    Raises:
+      UserError: no utterance has a length that is trained on.
     """
     run_dir = job.run_dir
     listener = Listener(whisper, job.model.value_layer)
@@ -103,6 +107,12 @@ def train(job: TasteJob, datasets: Mapping[str, Sequence[Record]], whisper: Path
         print(f"{name}: {len(made[name])} of {len(heard)} utterances fit", flush=True)
         audios += heard
     examples = [example for name in job.datasets for example in made[name]]
+    if not examples:
+        longest = FRAMES[-1] * job.model.vocoder.mel.hop / RATE
+        raise UserError(
+            f"no utterance of {', '.join(made)} can be trained on",
+            f"give transcribed utterances of at most {longest:.0f} s",
+        )
     vocoder = train_vocoder(run_dir, audios, job.model.vocoder, job.vocoder)
     params = train_tokenizer(run_dir, examples, listener, job.model, job.training)
     params["vocoder"] = vocoder
