@@ -25,7 +25,7 @@ class DecodeLimits:
 
     Attributes:
       min_words: no EOS before the model has begun this many words of its own.
-      max_words: EOS after this many.
+      max_words: EOS where the model would begin one more than this many.
       ids_per_word: room for each word, in text ids; a text that needs more on average ends early.
     """
 
@@ -176,10 +176,14 @@ class Engine:
     def _candidates(self, loop: _Loop, batch: _Batch, key: jax.Array, room: int) -> jax.Array:
         """What the samplers propose for the next column: int32 [B, R]."""
         text, speech = self._samplings
-        allowed = self._allowed(loop, batch, room)
+        own = loop.state.word + 1 - batch.words - batch.text_words  # the model's words so far
+        allowed = self._allowed(loop, batch, own[:, None], room)
         logits = jnp.where(allowed, loop.outputs.text_logits[:, 0], -jnp.inf)
         keys = jax.random.split(key, len(self.layout.rows))
         ids = sample(keys[0], logits, text, loop.seen)
+        # Were the beginnings of words forbidden instead, the last word would never end.
+        over = (own >= self._limits.max_words) & jnp.asarray(self._vocabulary.starts)[ids]
+        ids = jnp.where(over, self._vocabulary.eos, ids)
         if batch.text.shape[1]:
             place = jnp.minimum(loop.step, batch.text.shape[1] - 1)
             ids = jnp.where(loop.step < batch.text_lengths, batch.text[:, place], ids)
@@ -189,17 +193,15 @@ class Engine:
         ]
         return jnp.stack([ids, *codes], axis=1)
 
-    def _allowed(self, loop: _Loop, batch: _Batch, room: int) -> jax.Array:
+    def _allowed(self, loop: _Loop, batch: _Batch, own: jax.Array, room: int) -> jax.Array:
         """Text ids that may come next: bool [B, V]."""
-        table, limits = self._vocabulary, self._limits
+        table = self._vocabulary
         is_eos = jnp.arange(len(table.starts)) == table.eos
-        given = batch.words + batch.text_words
-        own = (loop.state.word + 1 - given)[:, None]
-        more = table.spoken & ~is_eos & ((own < limits.max_words) | ~table.starts)
+        given = (batch.words + batch.text_words)[:, None]
         # A word that was given is whole: the first id of one's own begins a new one.
-        more &= (own > 0) | table.starts | (given == 0)[:, None]
+        more = table.spoken & ~is_eos & ((own > 0) | table.starts | (given == 0))
         full = loop.step >= room - self.layout.tail
-        return jnp.where(full, is_eos, more | (is_eos & (own >= limits.min_words)))
+        return jnp.where(full, is_eos, more | (is_eos & (own >= self._limits.min_words)))
 
 
 def _collate(requests: Sequence[Request], levels: int) -> _Batch:

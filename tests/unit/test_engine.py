@@ -100,10 +100,9 @@ def chosen_text(logits, grid, column, own):
     allowed = VOCABULARY.spoken & (np.arange(V) != EOS)
     if own <= 0:
         allowed &= VOCABULARY.starts
-    if own >= 5:
-        allowed &= ~VOCABULARY.starts
     allowed[EOS] = own >= 2
-    return int(np.where(allowed, logits, -np.inf).argmax())
+    choice = int(np.where(allowed, logits, -np.inf).argmax())
+    return EOS if own >= 5 and VOCABULARY.starts[choice] else choice
 
 
 def test_cached_steps_choose_what_the_full_forward_pass_chooses(engine, full_forward):
