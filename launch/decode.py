@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from data_pipelines import fetch
@@ -25,6 +26,7 @@ from slm_jax.decoding.continuation import Continuation, Continuer, reconstruct
 from slm_jax.decoding.job import DecodeJob
 from slm_jax.decoding.load import check_taste, load_model, make_continuer
 from slm_jax.errors import UserError, run_main
+from slm_jax.paths import cache_dir
 from slm_jax.tokenizers.asr import Asr, Transcript
 from slm_jax.tokenizers.taste import RATE, Taste
 from slm_jax.tokenizers.text import TextTokenizer
@@ -41,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=Path("continuation.wav"), metavar="WAV")
     job, args = config.from_flags("DecodeJob", parser, argv)
     _check(job, args)
+    jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "programs"))
     audio = audio_files.load(args.prompt_audio) if args.prompt_audio is not None else None
     trained = None if args.reconstruct else load_model(job.checkpoint)
     whisper = fetch.locate(job.asr)

@@ -9,12 +9,15 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
+
 from data_pipelines import fetch
 from slm_jax.decoding.job import DecodeJob
 from slm_jax.decoding.load import load_model
 from slm_jax.errors import run_main
 from slm_jax.evaluation import report, results
 from slm_jax.evaluation.run import evaluate_run
+from slm_jax.paths import cache_dir
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -40,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def measure(run: Path) -> None:
     """Everything that is measured on a run, into its folder."""
+    jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "programs"))
     trained = load_model(run)
     decode = DecodeJob()
     evaluate_run(
