@@ -49,7 +49,7 @@ class TasteTraining:
     text: FitConfig = FitConfig(steps=1800)
     latent: FitConfig = FitConfig(steps=400)
     quantized: FitConfig = FitConfig(steps=4200)
-    adapt: FitConfig = FitConfig(steps=400)
+    adapt: FitConfig = FitConfig(steps=300)
     batch: int = 4
     peak_lr: float = 2e-3
     aggregator_lr: float = 2e-4
