@@ -10,6 +10,8 @@ from flax import nnx
 
 from slm_jax.nn.layers import Linear, RMSNorm
 
+NEAR_ZERO = jax.nn.initializers.normal(0.002)
+
 
 class Latent(NamedTuple):
     """A diagonal Gaussian over the speech latent of the next column, and its target.
@@ -28,14 +30,14 @@ class Latent(NamedTuple):
 class TokenHeads(nnx.Module):
     """One softmax a level, all levels in parallel: norm and linear on the hidden state.
 
-    The linears start at zero, hence from equal odds for all codes: random ones would begin half a
-    nat above that and have to be unlearned.
+    The linears start near zero, hence from nearly equal odds for all codes: at the usual scale
+    they would begin half a nat above that and have to be unlearned.
     """
 
     def __init__(self, codebooks: tuple[int, ...], width: int, epsilon: float, rngs: nnx.Rngs):
         self.norms = nnx.List(RMSNorm(width, epsilon=epsilon) for _ in codebooks)
         self.linears = nnx.List(
-            Linear(width, size, rngs=rngs, axes=("embed", "codes"), init=jax.nn.initializers.zeros)
+            Linear(width, size, rngs=rngs, axes=("embed", "codes"), init=NEAR_ZERO)
             for size in codebooks
         )
 
