@@ -52,7 +52,8 @@ class Loader:
 
     A batch is a dict of arrays, B rows of the global batch, R rows of the layout, S columns:
     "tokens", "targets" int32 [B, R, S]; "weights" float32 [B, R, S]; "segment_ids" int32 [B, S],
-    0 for padding, else 1, 2, ... for each record; "positions" int32 [B, S], from 0 in each record.
+    0 for padding, else 1, 2, ... for each record; "positions" int32 [B, S], from 0 in each record;
+    "origins" int32 [B, R, S], columns of the row (`Layout.origins`).
 
     Args:
       mixture: what to draw from, and how much of each.
@@ -182,6 +183,7 @@ class Loader:
             row["weights"][:, here] = grid.weights
             row["segment_ids"][here] = segment + 1
             row["positions"][here] = np.arange(here.stop - column)
+            row["origins"][:, here] = column + self.layout.origins(grid.clock)
             column = here.stop
         return row
 
@@ -193,6 +195,7 @@ class Loader:
             "weights": np.zeros(shape, np.float32),
             "segment_ids": np.zeros(self.seq_len, np.int32),
             "positions": np.zeros(self.seq_len, np.int32),
+            "origins": np.zeros(shape, np.int32),
         }
 
 

@@ -62,6 +62,7 @@ class _Batch(NamedTuple):
     lengths: np.ndarray  # int32 [B]
     codes: np.ndarray  # int32 [B, W, K], right-padded
     words: np.ndarray  # int32 [B]
+    ends: np.ndarray  # int32 [B, T], `Layout.ends` of the prompts
     text: np.ndarray  # int32 [B, N], right-padded
     text_lengths: np.ndarray  # int32 [B]
     text_words: np.ndarray  # int32 [B]
@@ -115,7 +116,7 @@ class Engine:
           For each request the grid of its prompt and of the columns written after it, EOS and the
           flush of the delayed levels included; `layout.restore` reads it.
         """
-        batch = _collate(requests, len(self.layout.rows))
+        batch = _collate(requests, self.layout)
         most = self._limits.max_words * self._limits.ids_per_word
         room = _round_up(batch.text.shape[1] + most + self.layout.tail + 1)
         columns, clock, written = jax.device_get(
@@ -136,7 +137,9 @@ class Engine:
         rows, (size, levels, width) = jnp.arange(len(batch.lengths)), batch.tokens.shape
         positions = jnp.broadcast_to(jnp.arange(width), (size, width))
         cache = model.init_cache(size, width + room)
-        outputs, cache = model.step(batch.tokens, positions, cache, last=batch.lengths - 1)
+        state = self._scheduler.init(batch.codes, batch.words, batch.ends)
+        origins, last = self._scheduler.origins(state)[..., None], batch.lengths - 1
+        outputs, cache = model.step(batch.tokens, positions, origins, cache, last)
         inside = positions < batch.lengths[:, None]
         seen = jnp.zeros((size, len(self._vocabulary.starts)), bool)
         seen = seen.at[rows[:, None], batch.tokens[:, 0]].max(inside)
@@ -148,7 +151,8 @@ class Engine:
             candidates = self._candidates(loop, batch, jax.random.fold_in(key, loop.step), room)
             state, column, _ = self._scheduler.next(loop.state, candidates)
             positions = (batch.lengths + loop.step)[:, None]
-            outputs, cache = model.step(column[:, :, None], positions, loop.cache)
+            origins = self._scheduler.origins(state)[..., None]
+            outputs, cache = model.step(column[..., None], positions, origins, loop.cache)
             return _Loop(
                 step=loop.step + 1,
                 outputs=outputs,
@@ -164,7 +168,7 @@ class Engine:
             step=jnp.int32(0),
             outputs=outputs,
             cache=cache,
-            state=self._scheduler.init(batch.codes, batch.words),
+            state=state,
             seen=seen,
             columns=jnp.zeros((room, size, levels), jnp.int32),
             clock=jnp.zeros((room, size), jnp.int32),
@@ -204,15 +208,16 @@ class Engine:
         return jnp.where(full, is_eos, more | (is_eos & (own >= self._limits.min_words)))
 
 
-def _collate(requests: Sequence[Request], levels: int) -> _Batch:
+def _collate(requests: Sequence[Request], layout: Layout) -> _Batch:
     tokens = [request.prompt.content for request in requests]
-    codes = [np.reshape(request.codes, (-1, levels - 1)) for request in requests]
+    codes = [np.reshape(request.codes, (-1, len(layout.rows) - 1)) for request in requests]
     text = [np.array(request.text, np.int32) for request in requests]
     return _Batch(
         tokens=_stack(tokens, _round_up(max(t.shape[1] for t in tokens)), axis=1),
         lengths=np.array([t.shape[1] for t in tokens], np.int32),
         codes=_stack(codes, _round_up(max(map(len, codes)) + 1), axis=0),
         words=np.array([len(c) for c in codes], np.int32),
+        ends=np.stack([layout.ends(request.prompt.clock) for request in requests]),
         text=_stack(text, _round_up(max(map(len, text))), axis=0),
         text_lengths=np.array([len(t) for t in text], np.int32),
         text_words=np.array([request.text_words for request in requests], np.int32),

@@ -51,7 +51,8 @@ def evaluate(
       reference, cross-entropy and interval of a continuous head, whose scores are no probabilities.
     """
     grids = [layout.arrange(record) for record in held_out]
-    sums, counts = _score(model, reference, grids, batch_size)
+    origins = [layout.origins(grid.clock) for grid in grids]
+    sums, counts = _score(model, reference, grids, origins, batch_size)
     speech = layout.families[1]
     vocab = [row.classes for row in layout.rows[1:]]
     base = baselines.evaluate(_spoken(train, speech), _spoken(held_out, speech), vocab)
@@ -60,7 +61,7 @@ def evaluate(
         count = counts["codes"][:, level]
         if count.sum() != base.count:
             raise AssertionError(f"level {level}: {count.sum()} targets for {base.count} words")
-        probable = model.config.head == "tokens"
+        probable = model.config.head != "continuous"
         levels.append(
             {
                 "level": level,
@@ -92,7 +93,11 @@ def evaluate(
 
 
 def _score(
-    model: SpeechLM, reference: Backbone | None, grids: Sequence[Grid], batch_size: int
+    model: SpeechLM,
+    reference: Backbone | None,
+    grids: Sequence[Grid],
+    origins: Sequence[np.ndarray],
+    batch_size: int,
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Sums and counts of each record: "text", "reference" [n]; "codes", "hits" [n, K]."""
     graphdef, params = pure_params(model)
@@ -129,7 +134,7 @@ def _score(
     weights = []
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        batch = _batch([grids[i] for i in rows], batch_size)
+        batch = _batch([grids[i] for i in rows], [origins[i] for i in rows], batch_size)
         weights.append(batch["weights"].sum(-1)[: len(rows)])
         for name, values in jax.device_get(score(params, llm_params, batch)).items():
             sums.setdefault(name, []).append(values[: len(rows)].astype(np.float64))
@@ -138,7 +143,9 @@ def _score(
     return joined, {"text": counts[:, 0], "codes": counts[:, 1:]}
 
 
-def _batch(grids: Sequence[Grid], rows: int) -> dict[str, np.ndarray]:
+def _batch(
+    grids: Sequence[Grid], origins: Sequence[np.ndarray], rows: int
+) -> dict[str, np.ndarray]:
     """One record a row, padded; weights are 1 where a word's id or code is to be predicted."""
     longest = max(grid.weights.shape[1] for grid in grids)
     length = -(-longest // _BUCKET) * _BUCKET
@@ -147,6 +154,7 @@ def _batch(grids: Sequence[Grid], rows: int) -> dict[str, np.ndarray]:
         "tokens": np.zeros((rows, levels, length), np.int32),
         "targets": np.zeros((rows, levels, length), np.int32),
         "weights": np.zeros((rows, levels, length), np.float32),
+        "origins": np.zeros((rows, levels, length), np.int32),
         "segment_ids": np.zeros((rows, length), np.int32),
         "positions": np.broadcast_to(np.arange(length, dtype=np.int32), (rows, length)),
     }
@@ -155,6 +163,7 @@ def _batch(grids: Sequence[Grid], rows: int) -> dict[str, np.ndarray]:
         batch["tokens"][row, :, :size] = grid.tokens
         batch["targets"][row, :, :size] = grid.targets
         batch["weights"][row, :, :size] = grid.weights > 0
+        batch["origins"][row, :, :size] = origins[row]
         batch["segment_ids"][row, :size] = 1
         eos = np.flatnonzero(grid.weights[0])[-1]  # the last text target
         batch["weights"][row, 0, eos] = 0

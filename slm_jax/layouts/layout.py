@@ -153,6 +153,32 @@ class Layout:
             worth[r] = placed * (row.weight * row.predicted)
         return Grid(content, worth[:, 1:], clock.astype(np.int32))
 
+    def origins(self, clock: np.ndarray) -> np.ndarray:
+        """Where the words (frames) stand whose items come next.
+
+        Args:
+          clock: int [S + 1] of a grid.
+
+        Returns:
+          int32 [R, S]: for each row the last column of the tick to which the item of column s + 1
+          belongs: a level with a delay of d words speaks of the word d words back. It is never
+          after column s, and 0 where there is no such tick yet.
+        """
+        ticks = clock[1:] - np.array([row.delay for row in self.rows])[:, None]
+        return _last_columns(clock, ticks).clip(max=np.arange(len(clock) - 1, dtype=np.int32))
+
+    def ends(self, clock: np.ndarray) -> np.ndarray:
+        """What `Scheduler.init` takes of a prompt.
+
+        Args:
+          clock: int [C] of the prompt.
+
+        Returns:
+          int32 [T], the last column of its last tick, of the tick before, and so on as far back as
+          the most delayed row speaks.
+        """
+        return _last_columns(clock, clock[-1] - np.arange(max(1, *(r.delay for r in self.rows))))
+
     def arrange_prompt(self, record: Mapping[str, Any]) -> Grid:
         """The columns from the initial one to that of the last word's last id, to be continued."""
         grid = self.arrange(record)
@@ -248,6 +274,11 @@ class Layout:
             f"layout {self.name}: stream {row.family!r} of {_name(record)} {problem}",
             "set the layout's vocab to that of the tokenizer that made the stream",
         )
+
+
+def _last_columns(clock: np.ndarray, ticks: np.ndarray) -> np.ndarray:
+    """The last column of each tick, int32; 0 for ticks before the first."""
+    return (np.searchsorted(clock, ticks, side="right") - 1).clip(0).astype(np.int32)
 
 
 def _name(record: Mapping[str, Any]) -> str:

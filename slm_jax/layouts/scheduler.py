@@ -20,6 +20,7 @@ class State(NamedTuple):
 
     Attributes:
       word: int32 [B], tick of the last column; -1 after the initial column alone.
+      ends: int32 [B, T], the last column of that tick, and of those before it.
       end: int32 [B], number of words (frames); ENDLESS until EOS.
       held: int32 [B, K], the last column without its text row.
       codes: int32 [B, W, K], known items of the prompt.
@@ -28,6 +29,7 @@ class State(NamedTuple):
     """
 
     word: jax.Array
+    ends: jax.Array
     end: jax.Array
     held: jax.Array
     codes: jax.Array
@@ -78,20 +80,26 @@ class Scheduler:
         )
 
     def init(
-        self, prompt_codes: jax.Array, prompt_words: jax.Array, length: jax.Array | None = None
+        self,
+        prompt_codes: jax.Array,
+        prompt_words: jax.Array,
+        prompt_ends: jax.Array,
+        length: jax.Array | None = None,
     ) -> State:
         """The state after a prompt: after the last id of its last word, or after BOS alone.
 
         Args:
           prompt_codes: int32 [B, W, K], W at least 1; items from `prompt_words` on do not matter.
           prompt_words: int32 [B], 0 for none.
+          prompt_ends: int32 [B, T], `last_columns` of the prompt.
           length: int32 [B], frames in all, for a layout without text; text ends itself by EOS.
         """
         batch = prompt_codes.shape[0]
         word = jnp.asarray(prompt_words, jnp.int32) - 1
         end = jnp.full(batch, ENDLESS) if length is None else jnp.asarray(length, jnp.int32)
         codes, known = jnp.asarray(prompt_codes, jnp.int32), word + 1
-        state = State(word, end, jnp.tile(self.inits, (batch, 1)), codes, known, word < -1)
+        ends, held = jnp.asarray(prompt_ends, jnp.int32), jnp.tile(self.inits, (batch, 1))
+        state = State(word, ends, end, held, codes, known, word < -1)
         return state._replace(held=self._levels(state, word, end, state.held)[0])
 
     def next(self, state: State, candidates: jax.Array) -> tuple[State, jax.Array, jax.Array]:
@@ -108,6 +116,7 @@ class Scheduler:
         """
         candidates = jnp.asarray(candidates, jnp.int32)
         if self.starts_word is None:
+            starts = jnp.ones_like(state.done)
             word, end = state.word + 1, state.end
             column, sampled = self._levels(state, word, end, candidates)
         else:
@@ -122,7 +131,16 @@ class Scheduler:
             sampled = jnp.concatenate([~ended[:, None], fresh & starts[:, None]], 1)
         held = column if self.starts_word is None else column[:, 1:]
         done = word >= end + self.tail - 1
-        return state._replace(word=word, end=end, held=held, done=done), column, sampled
+        earlier = jnp.where(starts[:, None], state.ends[:, :-1], state.ends[:, 1:])
+        ends = jnp.concatenate([state.ends[:, :1] + 1, earlier], axis=1)
+        return State(word, ends, end, held, state.codes, state.known, done), column, sampled
+
+    def origins(self, state: State) -> jax.Array:
+        """`Layout.origins` of the column to come, if it begins a tick: int32 [B, R]."""
+        levels = state.ends[:, np.maximum(self.delays - 1, 0)]
+        if self.starts_word is None:
+            return levels
+        return jnp.concatenate([state.ends[:, :1], levels], axis=1)
 
     def _levels(
         self, state: State, word: jax.Array, end: jax.Array, candidates: jax.Array

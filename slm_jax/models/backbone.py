@@ -131,14 +131,36 @@ class Backbone(nnx.Module):
         Returns:
           hidden [B, S, D] after the final norm, and the cache with these columns written.
         """
+        hidden, _, cache = self.run(x, positions, segment_ids, cache, None)
+        return hidden, cache
+
+    def run(
+        self,
+        x: jax.Array,
+        positions: jax.Array,
+        segment_ids: jax.Array | None,
+        cache: KVCache | None,
+        mix: jax.Array | None,
+    ) -> tuple[jax.Array, jax.Array | None, KVCache | None]:
+        """The same, with a mixture of all layers beside the last state.
+
+        Args:
+          x, positions, segment_ids, cache: as above.
+          mix: f32 [1 + layers], what the embedded columns and the output of each block count; each
+            is first divided by its root mean square, because it grows from layer to layer.
+
+        Returns:
+          hidden, the mixture [B, S, D] (None without `mix`), and the cache.
+        """
         if cache is not None and segment_ids is not None:
             raise ValueError("a cache holds one segment a row: give no segment_ids with it")
         x = x.astype(self.config.dtype)
         if cache is None:
-            x = self._full(x, positions, segment_ids)
+            x, mixed = self._full(x, positions, segment_ids, mix)
         else:
-            x, cache = self._cached(x, positions, cache)
-        return self.norm(x), cache
+            x, mixed, cache = self._cached(x, positions, cache, mix)
+        mixed = None if mixed is None else mixed.astype(x.dtype)
+        return self.norm(x), mixed, cache
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """hidden [B, S, D] -> text logits [B, S, V]."""
@@ -146,19 +168,28 @@ class Backbone(nnx.Module):
             return self.embedding.attend(hidden)
         return self.head(hidden)
 
-    def _full(self, x: jax.Array, positions: jax.Array, segment_ids: jax.Array | None) -> jax.Array:
+    def _full(
+        self,
+        x: jax.Array,
+        positions: jax.Array,
+        segment_ids: jax.Array | None,
+        mix: jax.Array | None,
+    ) -> tuple[jax.Array, jax.Array | None]:
         mask = MaskSpec(True, self.config.window, segment_ids, segment_ids, positions, positions)
 
-        def body(block: Block, x: jax.Array, _: None) -> tuple[jax.Array, None]:
+        def body(block: Block, carry: tuple, share: jax.Array | None) -> tuple[tuple, None]:
+            x, mixed = carry
             q, k, v = block.attention.project(block.attention_norm(x), positions)
             x += block.attention.output(attention(q, k, v, mask))
-            return x + block.mlp(block.mlp_norm(x)), None
+            x += block.mlp(block.mlp_norm(x))
+            return (x, _add(mixed, share, x)), None
 
-        return scan_layers(self.layers, body, x, remat=self.config.remat)[0]
+        first, shares = _shares(mix, x)
+        return scan_layers(self.layers, body, (x, first), shares, remat=self.config.remat)[0]
 
     def _cached(
-        self, x: jax.Array, positions: jax.Array, cache: KVCache
-    ) -> tuple[jax.Array, KVCache]:
+        self, x: jax.Array, positions: jax.Array, cache: KVCache, mix: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array | None, KVCache]:
         rows, slots = jnp.arange(x.shape[0])[:, None], jnp.arange(cache.k.shape[2])[None]
         mask = MaskSpec(
             causal=True, window=self.config.window, q_positions=positions, kv_positions=slots
@@ -166,13 +197,28 @@ class Backbone(nnx.Module):
 
         # The whole cache is carried and one layer's columns are written in place: as a scanned
         # input and output it would be copied once a step.
-        def body(block: Block, carry: tuple, layer: jax.Array) -> tuple[tuple, None]:
-            x, cache = carry
+        def body(block: Block, carry: tuple, inputs: tuple) -> tuple[tuple, None]:
+            x, mixed, cache = carry
+            layer, share = inputs
             q, k, v = block.attention.project(block.attention_norm(x), positions)
             at = (layer, rows, positions)
             cache = KVCache(cache.k.at[at].set(k, mode="drop"), cache.v.at[at].set(v, mode="drop"))
             x += block.attention.output(attention(q, cache.k[layer], cache.v[layer], mask))
-            return (x + block.mlp(block.mlp_norm(x)), cache), None
+            x += block.mlp(block.mlp_norm(x))
+            return (x, _add(mixed, share, x), cache), None
 
+        first, shares = _shares(mix, x)
         layers = jnp.arange(self.config.layers)
-        return scan_layers(self.layers, body, (x, cache), layers)[0]
+        return scan_layers(self.layers, body, (x, first, cache), (layers, shares))[0]
+
+
+def _shares(mix: jax.Array | None, x: jax.Array) -> tuple[jax.Array, jax.Array] | tuple[None, None]:
+    """The mixture before the blocks, f32 [B, S, D], and what each block counts."""
+    return (None, None) if mix is None else (_add(jnp.float32(0), mix[0], x), mix[1:])
+
+
+def _add(mixed: jax.Array | None, share: jax.Array | None, x: jax.Array) -> jax.Array | None:
+    if share is None:
+        return None
+    wide = x.astype(jnp.float32)
+    return mixed + share * wide * jax.lax.rsqrt(jnp.mean(wide**2, -1, keepdims=True) + 1e-6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import jax
@@ -41,10 +42,47 @@ class TokenHeads(nnx.Module):
             for size in codebooks
         )
 
-    def __call__(self, hidden: jax.Array) -> tuple[tuple[jax.Array, ...], None]:
+    def __call__(
+        self, hidden: jax.Array, words: Sequence[jax.Array] | None = None
+    ) -> tuple[tuple[jax.Array, ...], None]:
         """hidden [B, S, D] -> logits [B, S, V_k] of each level, and no latent."""
-        pairs = zip(self.norms, self.linears, strict=True)
-        return tuple(linear(norm(hidden)) for norm, linear in pairs), None
+        return self.read([hidden] * len(self.norms)), None
+
+    def read(self, states: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+        """A state [B, S, D] for each level -> its logits [B, S, V_k]."""
+        levels = zip(self.norms, self.linears, states, strict=True)
+        return tuple(linear(norm(state)) for norm, linear, state in levels)
+
+
+class WordTokenHeads(nnx.Module):
+    """Token heads that also read, for each level, the word whose code they are to predict.
+
+    A code is spoken some words after its word, and the last layer of a text LLM is about the word
+    to come. So each level adds two readings: of the last state at the column it predicts from,
+    which has seen the codes so far, and of a mixture of all layers at the last column of the code's
+    own word, which tells what that word is. The mixture has one learned share a layer, for all
+    levels (ELMo, Peters et al. 2018, arXiv:1802.05365, eq. 1, over states of unit size).
+    Qwen2.5-Omni (arXiv:2503.20215) likewise gives its talker the words beside the LLM's states.
+    """
+
+    def __init__(
+        self, codebooks: tuple[int, ...], width: int, layers: int, epsilon: float, rngs: nnx.Rngs
+    ):
+        self.column = TokenHeads(codebooks, width, epsilon, rngs)
+        self.word = TokenHeads(codebooks, width, epsilon, rngs)
+        self.mix = nnx.Param(jnp.zeros(1 + layers), axes=(None,))
+
+    def shares(self) -> jax.Array:
+        """f32 [1 + layers]: of the embedded columns and of each block, in sum 1."""
+        return jax.nn.softmax(self.mix[...])
+
+    def __call__(
+        self, hidden: jax.Array, words: Sequence[jax.Array] | None
+    ) -> tuple[tuple[jax.Array, ...], None]:
+        """hidden [B, S, D] and for each level its words' mixtures [B, S, D] -> as `TokenHeads`."""
+        column, _ = self.column(hidden)
+        pairs = zip(column, self.word.read(words), strict=True)
+        return tuple(ours + theirs for ours, theirs in pairs), None
 
 
 class LatentHead(nnx.Module):
@@ -72,7 +110,9 @@ class LatentHead(nnx.Module):
         table = jnp.zeros((len(codebooks), codebooks[0], latent_width))
         self.codebooks = nnx.Param(table, axes=(None, "codes", None))
 
-    def __call__(self, hidden: jax.Array) -> tuple[tuple[jax.Array, ...], Latent]:
+    def __call__(
+        self, hidden: jax.Array, words: Sequence[jax.Array] | None = None
+    ) -> tuple[tuple[jax.Array, ...], Latent]:
         """hidden [B, S, D] -> per level the scores of `requantise`, and the latent."""
         mean = self.mean(hidden).astype(jnp.float32)
         logvar = self.logvar

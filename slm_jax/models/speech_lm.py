@@ -14,7 +14,7 @@ from slm_jax.errors import UserError
 from slm_jax.layouts import Layout
 from slm_jax.models.backbone import Backbone, BackboneConfig, KVCache, init_cache
 from slm_jax.models.embeddings import CodeEmbedding, Fusion
-from slm_jax.models.heads import Latent, LatentHead, TokenHeads
+from slm_jax.models.heads import Latent, LatentHead, TokenHeads, WordTokenHeads
 from slm_jax.nn.tree import Params, check_names, flatten, unflatten
 
 
@@ -26,8 +26,9 @@ class SpeechLMConfig:
       codebooks: codes per speech level, coarse first, without INIT and PAD.
       backbone: None for that of the text LLM which the run starts from.
       code_width: width of the code embeddings that are summed over levels.
-      head: "tokens" for one softmax a level; "continuous" for one latent of all levels, which
-        needs a layout that puts a word's levels in one column.
+      head: "tokens" for one softmax a level; "word_tokens" for one that also reads the word whose
+        code it predicts (`WordTokenHeads`); "continuous" for one latent of all levels, which needs
+        a layout that puts a word's levels in one column.
       latent_width: width L of the codebooks' vectors; only for "continuous".
       logvar: "global" for one variance vector, "linear" for one per column; only for "continuous".
       fusion_init: scalars of text and speech before the softmax.
@@ -36,7 +37,7 @@ class SpeechLMConfig:
     codebooks: tuple[int, ...]
     backbone: BackboneConfig | None = None
     code_width: int = 256
-    head: Literal["tokens", "continuous"] = "tokens"
+    head: Literal["tokens", "word_tokens", "continuous"] = "tokens"
     latent_width: int = 0
     logvar: Literal["global", "linear"] = "global"
     fusion_init: tuple[float, float] = (2.0, -2.0)
@@ -75,7 +76,7 @@ class SpeechLMConfig:
             raise UserError(
                 f"the continuous head predicts all levels at once, but layout {layout.name} delays "
                 f"them by {tuple(row.delay for row in speech)}",
-                "give all levels one delay, as in DELAYS = (1, 1, 1, 1), or set head = 'tokens'",
+                "give all levels one delay, as in DELAYS = (1, 1, 1, 1), or take token heads",
             )
 
 
@@ -96,6 +97,18 @@ class Outputs(NamedTuple):
     latent: Latent | None
 
 
+class Cache(NamedTuple):
+    """What decoding keeps of the columns so far.
+
+    Attributes:
+      kv: of the backbone.
+      words: [B, C, D], the mixture of layers at each column; None if the heads do not read it.
+    """
+
+    kv: KVCache
+    words: jax.Array | None
+
+
 class SpeechLM(nnx.Module):
     """Parameters: backbone/..., codes/..., fusion/scalars, heads/...."""
 
@@ -107,8 +120,11 @@ class SpeechLM(nnx.Module):
         self.backbone = Backbone(config.backbone, rngs)
         self.codes = CodeEmbedding(books, config.code_width, width, rngs)
         self.fusion = Fusion(config.fusion_init)
+        epsilon = config.backbone.norm_eps
         if config.head == "tokens":
-            self.heads = TokenHeads(books, width, config.backbone.norm_eps, rngs)
+            self.heads = TokenHeads(books, width, epsilon, rngs)
+        elif config.head == "word_tokens":
+            self.heads = WordTokenHeads(books, width, config.backbone.layers, epsilon, rngs)
         else:
             self.heads = LatentHead(books, width, config.latent_width, config.logvar, rngs)
 
@@ -117,36 +133,49 @@ class SpeechLM(nnx.Module):
 
         Args:
           batch: "tokens" int [B, R, S] with text in row 0, "positions" int [B, S] from 0 in each
-            segment, "segment_ids" int [B, S] with 0 for padding.
+            segment, "segment_ids" int [B, S] with 0 for padding, "origins" int [B, R, S], the
+            column of the word whose item each row may begin next (`Layout.origins`).
         """
         x = self._embed(batch["tokens"])
-        hidden, _ = self.backbone(x, batch["positions"], batch["segment_ids"])
-        return self._predict(hidden)
+        positions, segments = batch["positions"], batch["segment_ids"]
+        hidden, mixed, _ = self.backbone.run(x, positions, segments, None, self._mix())
+        return self._predict(hidden, mixed, batch["origins"])
 
     def step(
         self,
         tokens: jax.Array,
         positions: jax.Array,
-        cache: KVCache,
+        origins: jax.Array,
+        cache: Cache,
         last: jax.Array | None = None,
-    ) -> tuple[Outputs, KVCache]:
+    ) -> tuple[Outputs, Cache]:
         """Predicts the next column of each of S columns: a prompt, or one column while decoding.
 
         Args:
           tokens: int [B, R, S].
           positions: int [B, S]; see `Backbone` for rows of unequal length.
+          origins: int [B, R, S] as above, as positions; with `last`, of that column: [B, R, 1].
           cache: from `init_cache`, or of the step before.
           last: int [B], the one column of each row to predict from; outputs then have S = 1, and a
             prompt costs no text logits but those.
         """
-        hidden, cache = self.backbone(self._embed(tokens), positions, cache=cache)
+        x = self._embed(tokens)
+        hidden, mixed, kv = self.backbone.run(x, positions, None, cache.kv, self._mix())
+        words = cache.words
+        if words is not None:
+            rows = jnp.arange(len(tokens))[:, None]
+            words = words.at[rows, positions].set(mixed, mode="drop")
         if last is not None:
             hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)
-        return self._predict(hidden), cache
+        return self._predict(hidden, words, origins), Cache(kv, words)
 
-    def init_cache(self, batch: int, length: int) -> KVCache:
+    def init_cache(self, batch: int, length: int) -> Cache:
         """An empty cache for at most `length` columns."""
-        return init_cache(self.config.backbone, batch, length)
+        config = self.config.backbone
+        kv = init_cache(config, batch, length)
+        if self._mix() is None:
+            return Cache(kv, None)
+        return Cache(kv, jnp.zeros((batch, length, config.width), config.dtype))
 
     def text_logits(self, batch: Mapping[str, jax.Array]) -> jax.Array:
         """Logits [B, S, V] of the backbone as a plain text LLM, on the text row alone.
@@ -161,8 +190,15 @@ class SpeechLM(nnx.Module):
     def _embed(self, tokens: jax.Array) -> jax.Array:
         return self.fusion(self.backbone.embed(tokens[:, 0]), self.codes(tokens[:, 1:]))
 
-    def _predict(self, hidden: jax.Array) -> Outputs:
-        speech_logits, latent = self.heads(hidden)
+    def _mix(self) -> jax.Array | None:
+        return self.heads.shares() if isinstance(self.heads, WordTokenHeads) else None
+
+    def _predict(self, hidden: jax.Array, mixed: jax.Array | None, origins: jax.Array) -> Outputs:
+        words = None
+        if mixed is not None:
+            levels = origins[:, 1:].swapaxes(0, 1)[..., None]
+            words = [jnp.take_along_axis(mixed, columns, axis=1) for columns in levels]
+        speech_logits, latent = self.heads(hidden, words)
         return Outputs(self.backbone.logits(hidden), speech_logits, hidden, latent)
 
 

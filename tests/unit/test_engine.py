@@ -40,8 +40,11 @@ def model():
     backbone = BackboneConfig(
         vocab_size=V, width=16, layers=2, heads=4, kv_heads=2, head_dim=4, mlp_width=32
     )
-    # Speech weighs as much as text, so that wrong codes in the cache would show.
-    config = SpeechLMConfig(CODES, backbone, code_width=8, fusion_init=(0.0, 0.0))
+    # Speech weighs as much as text, so that wrong codes in the cache would show; and so do the
+    # words that the heads read, so that a wrong column of them would.
+    config = SpeechLMConfig(
+        CODES, backbone, code_width=8, head="word_tokens", fusion_init=(0.0, 0.0)
+    )
     return SpeechLM(config, nnx.Rngs(0))
 
 
@@ -86,6 +89,7 @@ def full_forward(model):
             "tokens": tokens,
             "positions": np.arange(64)[None],
             "segment_ids": (np.arange(64) < size)[None].astype(np.int32),
+            "origins": np.pad(LAYOUT.origins(grid.clock), ((0, 0), (0, 64 - size)))[None],
         }
         return jax.device_get(run(params, batch))
 

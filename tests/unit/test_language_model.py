@@ -43,7 +43,8 @@ def scored():
     config = BackboneConfig(
         vocab_size=VOCAB, width=8, layers=1, heads=2, kv_heads=1, head_dim=4, mlp_width=16
     )
-    model = SpeechLM(SpeechLMConfig(CODES, config, code_width=4), nnx.Rngs(0))
+    sizes = SpeechLMConfig(CODES, config, code_width=4, head="word_tokens")
+    model = SpeechLM(sizes, nnx.Rngs(0))
     reference = Backbone(config, nnx.Rngs(1))
     train, held_out = [record(i) for i in range(20)], [record(i) for i in range(100, 107)]
     results = language_model.evaluate(model, reference, LAYOUT, train, held_out, batch_size=4)
@@ -67,7 +68,9 @@ def test_sums_are_those_of_each_utterance_alone(scored):
         size = grid.tokens.shape[1]
         tokens = np.pad(grid.tokens, ((0, 0), (0, 32 - size)))[None]  # causal: the rest is unseen
         ones = np.ones((1, 32), np.int32)
+        origins = np.pad(LAYOUT.origins(grid.clock), ((0, 0), (0, 32 - size)))[None]
         batch = {"tokens": tokens, "positions": np.arange(32)[None], "segment_ids": ones}
+        batch["origins"] = origins
         outputs = jax.device_get(forward(params, batch))
         llm_logits = jax.device_get(read(llm_params, tokens[:, 0]))
         for column in range(len(joined["text-tiny"].values)):

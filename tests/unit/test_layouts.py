@@ -147,11 +147,15 @@ def decode(layout, record, prompt_words, rng):
     codes = np.zeros((1, 8, len(CODES)), np.int32)
     codes[0, :prompt_words] = record["taste"].values[:prompt_words]
     length = None if layout.has_text else [len(record["taste"].values)]
-    state = scheduler.init(codes, np.array([prompt_words]), length)
+    ends = layout.ends(grid.clock[prompt])[None]
+    state = scheduler.init(codes, np.array([prompt_words]), ends, length)
     np.testing.assert_array_equal(state.held[0], grid.content[layout.has_text :, prompt][:, -1])
     columns, clock, chosen = [], [], []
+    origins = layout.origins(grid.clock)
     for s in range(prompt.sum(), grid.content.shape[1]):
         assert not state.done[0]
+        if grid.clock[s] > grid.clock[s - 1]:
+            np.testing.assert_array_equal(scheduler.origins(state)[0], origins[:, s - 1])
         truth = grid.content[:, s]
         noise = rng.integers(0, 5, len(truth))
         candidates = np.where(grid.weights[:, s - 1] > 0, truth, noise)
@@ -228,7 +232,7 @@ def test_delay_and_par_commute(record, first, second):
 def test_decoding_ends_each_sequence_of_a_batch_on_its_own():
     layout = taste((1, 2, 3))
     scheduler = layout.scheduler(STARTS)
-    state = scheduler.init(np.zeros((2, 1, 3), np.int32), np.zeros(2, np.int32))
+    state = scheduler.init(*(np.zeros(shape, np.int32) for shape in ((2, 1, 3), 2, (2, 3))))
     texts = [[11, 20, EOS, 30, 30, 30, 30, 30], [10, 13, 15, 20, 22, EOS, 30, 30]]
     done, text, first = [], [], []
     for s in range(8):
@@ -245,6 +249,22 @@ def test_decoding_ends_each_sequence_of_a_batch_on_its_own():
     np.testing.assert_array_equal(
         np.array(first).T, [[8, 1, 1, 9, 9, 9, 9, 9], [8, 8, 8, 1, 1, 1, 9, 9]]
     )
+
+
+@examples
+@given(records(), delays)
+def test_each_row_knows_where_the_word_stands_whose_item_comes_next(record, by):
+    layout = taste(by)
+    grid = layout.arrange(record)
+    origins = layout.origins(grid.clock)
+    placed = layout.place(record).source
+    for r, row in enumerate(layout.rows[1:], 1):
+        for s in np.flatnonzero(grid.weights[r]):
+            word = placed[r, s + 1]
+            read = min(np.flatnonzero(grid.clock == word)[-1], s)  # of this word all the text...
+            assert origins[r, s] == read
+            assert row.delay == 0 or grid.clock[read] == word  # ...if it is written by then
+    assert (origins <= np.arange(origins.shape[1])).all()
 
 
 def test_prompt_grid_stops_before_what_is_to_be_generated():

@@ -27,7 +27,7 @@ LAYOUT = Layout(
     Par((Text("text-toy", 100, bos=98, eos=99), Delay(Stream("taste", (8, 8)), (1, 2), "word"))),
 )
 SEQ_LEN = 32
-NAMES = ["tokens", "targets", "weights", "segment_ids", "positions"]
+NAMES = ["tokens", "targets", "weights", "segment_ids", "positions", "origins"]
 
 
 def record(i, words, speech):
@@ -99,6 +99,7 @@ def test_a_batch_is_what_the_layout_makes_of_the_records(folder, loader):
         "weights": ((8, 3, SEQ_LEN), "float32"),
         "segment_ids": ((8, SEQ_LEN), "int32"),
         "positions": ((8, SEQ_LEN), "int32"),
+        "origins": ((8, 3, SEQ_LEN), "int32"),
     }
     rng = np.random.default_rng(1)
     counts = [int(rng.integers(1, 9)) for _ in range(120)]
@@ -112,6 +113,8 @@ def test_a_batch_is_what_the_layout_makes_of_the_records(folder, loader):
         assert any(np.array_equal(batch["tokens"][row, :, columns], g.tokens) for g in grids)
         assert any(np.array_equal(batch["targets"][row, :, columns], g.targets) for g in grids)
         assert any(np.array_equal(batch["weights"][row, :, columns], g.weights) for g in grids)
+        origins = batch["origins"][row, :, columns] - columns.start
+        assert any(np.array_equal(origins, LAYOUT.origins(g.clock)) for g in grids)
         length = columns.stop - columns.start
         np.testing.assert_array_equal(batch["positions"][row, columns], np.arange(length))
         seen += 1

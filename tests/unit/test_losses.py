@@ -31,6 +31,7 @@ def train_batch(rng, columns=6, rows=2, codes=CODES):
         "tokens": tokens.astype(np.int32),
         "positions": np.tile(np.arange(columns, dtype=np.int32), (rows, 1)),
         "segment_ids": np.ones((rows, columns), np.int32),
+        "origins": np.zeros(tokens.shape, np.int32),
     }
     targets = [rng.integers(0, size, (rows, columns)) for size in (24, *codes)]
     batch["targets"] = np.stack(targets, 1).astype(np.int32)

@@ -20,13 +20,14 @@ from slm_jax.models.speech_lm import (
     trainable,
     without_lora,
 )
-from slm_jax.nn.tree import flatten, logical_axes, merge, pure_params
+from slm_jax.nn.tree import flatten, logical_axes, merge, pure_params, unflatten
 
 BACKBONE = BackboneConfig(
     vocab_size=24, width=16, layers=2, heads=2, kv_heads=1, head_dim=8, mlp_width=32
 )
 CODES = (6, 6, 4)
 CONFIG = SpeechLMConfig(CODES, BACKBONE, code_width=8)
+WORDS = dataclasses.replace(CONFIG, head="word_tokens")
 CONTINUOUS = SpeechLMConfig(
     (6, 6, 6), BACKBONE, code_width=8, head="continuous", latent_width=5, logvar="linear"
 )
@@ -39,9 +40,11 @@ def build(config):
 def make_batch(rng, columns=7, rows=2, codes=CODES):
     sizes = (BACKBONE.vocab_size, *(size + 2 for size in codes))
     tokens = np.stack([rng.integers(0, size, (rows, columns)) for size in sizes], 1)
+    positions = np.tile(np.arange(columns, dtype=np.int32), (rows, 1))
     return {
         "tokens": tokens.astype(np.int32),
-        "positions": np.tile(np.arange(columns, dtype=np.int32), (rows, 1)),
+        "positions": positions,
+        "origins": rng.integers(0, positions[:, None] + 1, tokens.shape, np.int32),
         "segment_ids": np.ones((rows, columns), np.int32),
     }
 
@@ -50,7 +53,7 @@ def forward(graphdef, params, batch):
     return jax.jit(lambda p, b: merge(graphdef, p)(b))(params, batch)
 
 
-@pytest.mark.parametrize("config", [CONFIG, CONTINUOUS])
+@pytest.mark.parametrize("config", [CONFIG, WORDS, CONTINUOUS])
 def test_cached_steps_equal_the_full_forward(config):
     rng = np.random.default_rng(0)
     graphdef, params = build(config)
@@ -60,22 +63,26 @@ def test_cached_steps_equal_the_full_forward(config):
     full = forward(graphdef, params, batch)
     assert full.text_logits.shape == (2, 7, 24)
     assert [x.shape for x in full.speech_logits] == [(2, 7, size) for size in config.codebooks]
-    assert (full.latent is None) == (config.head == "tokens")
+    assert (full.latent is None) == (config.head != "continuous")
 
     @jax.jit
     def step(params, *inputs):
         return merge(graphdef, params).step(*inputs)
 
     cache = merge(graphdef, params).init_cache(2, 8)
-    tokens, positions = batch["tokens"], batch["positions"]
-    out, cache = step(params, tokens[:, :, :4], positions[:, :4], cache)  # the prompt at once
-    parts = [out]
-    for s in range(4, 7):
-        out, cache = step(params, tokens[:, :, s : s + 1], positions[:, s : s + 1], cache)
+    tokens, positions, origins = batch["tokens"], batch["positions"], batch["origins"]
+    parts = []
+    for columns in (slice(4), slice(4, 5), slice(5, 6), slice(6, 7)):  # the prompt at once
+        here = tokens[..., columns], positions[:, columns], origins[..., columns]
+        out, cache = step(params, *here, cache)
         parts.append(out)
-    last, _ = step(params, tokens, positions, cache, np.array([6, 2]))
+    ends = np.array([6, 2])
+    chosen = np.take_along_axis(origins, ends[:, None, None], axis=2)
+    last, _ = step(params, tokens, positions, chosen, cache, ends)
     np.testing.assert_allclose(last.text_logits[0], full.text_logits[0, 6:], atol=1e-5)
     np.testing.assert_allclose(last.text_logits[1], full.text_logits[1, 2:3], atol=1e-5)
+    for level, logits in enumerate(full.speech_logits):
+        np.testing.assert_allclose(last.speech_logits[level][1], logits[1, 2:3], atol=1e-5)
     text = jnp.concatenate([part.text_logits for part in parts], 1)
     np.testing.assert_allclose(text, full.text_logits, atol=1e-5)
     for level, logits in enumerate(full.speech_logits):
@@ -127,6 +134,35 @@ def test_weights_of_another_llm_are_named():
         init_from_llm(params, llm)
 
 
+def test_word_heads_read_all_layers_at_the_columns_they_are_sent_to():
+    graphdef, params = build(WORDS)
+    batch = make_batch(np.random.default_rng(5), rows=1)
+    before = forward(graphdef, params, batch)
+    sent = batch | {"origins": batch["origins"].copy()}
+    sent["origins"][0, 2, 6] = (batch["origins"][0, 2, 6] + 1) % 7  # level 1 at column 6
+    after = forward(graphdef, params, sent)
+    for level in range(3):
+        moved = np.abs(after.speech_logits[level] - before.speech_logits[level])[0].max(-1) > 1e-6
+        assert np.flatnonzero(moved).tolist() == ([6] if level == 1 else [])
+    np.testing.assert_array_equal(after.text_logits, before.text_logits)
+    # By hand: equal shares of every layer's state, each of unit size.
+    model = merge(graphdef, params)
+    tokens, layers = batch["tokens"], flatten(params["backbone"]["layers"])
+    x = model.fusion(model.backbone.embed(tokens[:, 0]), model.codes(tokens[:, 1:]))
+    states = [x]
+    for depth in range(1, BACKBONE.layers + 1):
+        shallow = Backbone(dataclasses.replace(BACKBONE, layers=depth), nnx.Rngs(0))
+        cut = unflatten({name: value[:depth] for name, value in layers.items()})
+        backbone = merge(pure_params(shallow)[0], params["backbone"] | {"layers": cut})
+        backbone.norm = lambda state: state
+        states.append(backbone(x, batch["positions"], batch["segment_ids"])[0])
+    mixed = sum(state / np.sqrt((state**2).mean(-1, keepdims=True)) for state in states) / 3
+    origin = int(batch["origins"][0, 3, 4])
+    word = model.heads.word.linears[2](model.heads.word.norms[2](mixed[0, origin]))
+    column = model.heads.column.linears[2](model.heads.column.norms[2](before.hidden[0, 4]))
+    np.testing.assert_allclose(before.speech_logits[2][0, 4], word + column, atol=1e-5)
+
+
 def test_packed_segments_do_not_see_each_other_nor_padding():
     graphdef, params = build(CONFIG)
     rng = np.random.default_rng(3)
@@ -138,6 +174,7 @@ def test_packed_segments_do_not_see_each_other_nor_padding():
         alone = forward(graphdef, params, {
             "tokens": batch["tokens"][:, :, start:stop],
             "positions": batch["positions"][:, start:stop],
+            "origins": batch["origins"][:, :, start:stop],
             "segment_ids": np.ones((1, stop - start), np.int32),
         })  # fmt: skip
         np.testing.assert_allclose(packed.text_logits[:, start:stop], alone.text_logits, atol=1e-5)
