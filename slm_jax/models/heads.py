@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from slm_jax.models.embeddings import Fusion
 from slm_jax.nn.layers import Linear, RMSNorm
 
+FUSION_INIT = (1.0, -1.0)
 NEAR_ZERO = jax.nn.initializers.normal(0.002)
 
 
@@ -58,19 +60,21 @@ class WordTokenHeads(nnx.Module):
     """Token heads that also read, for each level, the word whose code they are to predict.
 
     A code is spoken some words after its word, and the last layer of a text LLM is about the word
-    to come. So each level adds two readings: of the last state at the column it predicts from,
-    which has seen the codes so far, and of a mixture of all layers at the last column of the code's
-    own word, which tells what that word is. The mixture has one learned share a layer, for all
-    levels (ELMo, Peters et al. 2018, arXiv:1802.05365, eq. 1, over states of unit size).
-    Qwen2.5-Omni (arXiv:2503.20215) likewise gives its talker the words beside the LLM's states.
+    to come. So each level reads two states: the last one at the column it predicts from, which has
+    seen the codes so far, and a mixture of all layers at the last column of the code's own word,
+    which tells what that word is. The mixture has one learned share a layer, for all levels (ELMo,
+    Peters et al. 2018, arXiv:1802.05365, eq. 1, over states of unit size). Qwen2.5-Omni
+    (arXiv:2503.20215) likewise gives its talker the words beside the LLM's states. The two are
+    summed with learned weights before one norm and linear, as `Fusion` does with what goes in.
     """
 
     def __init__(
         self, codebooks: tuple[int, ...], width: int, layers: int, epsilon: float, rngs: nnx.Rngs
     ):
-        self.column = TokenHeads(codebooks, width, epsilon, rngs)
-        self.word = TokenHeads(codebooks, width, epsilon, rngs)
+        self.norm = RMSNorm(width, epsilon=epsilon)
         self.mix = nnx.Param(jnp.zeros(1 + layers), axes=(None,))
+        self.fusion = Fusion(FUSION_INIT)
+        self.levels = TokenHeads(codebooks, width, epsilon, rngs)
 
     def shares(self) -> jax.Array:
         """f32 [1 + layers]: of the embedded columns and of each block, in sum 1."""
@@ -80,9 +84,8 @@ class WordTokenHeads(nnx.Module):
         self, hidden: jax.Array, words: Sequence[jax.Array] | None
     ) -> tuple[tuple[jax.Array, ...], None]:
         """hidden [B, S, D] and for each level its words' mixtures [B, S, D] -> as `TokenHeads`."""
-        column, _ = self.column(hidden)
-        pairs = zip(column, self.word.read(words), strict=True)
-        return tuple(ours + theirs for ours, theirs in pairs), None
+        column = self.norm(hidden)
+        return self.levels.read([self.fusion(self.norm(word), column) for word in words]), None
 
 
 class LatentHead(nnx.Module):

@@ -157,10 +157,12 @@ def test_word_heads_read_all_layers_at_the_columns_they_are_sent_to():
         backbone.norm = lambda state: state
         states.append(backbone(x, batch["positions"], batch["segment_ids"])[0])
     mixed = sum(state / np.sqrt((state**2).mean(-1, keepdims=True)) for state in states) / 3
-    origin = int(batch["origins"][0, 3, 4])
-    word = model.heads.word.linears[2](model.heads.word.norms[2](mixed[0, origin]))
-    column = model.heads.column.linears[2](model.heads.column.norms[2](before.hidden[0, 4]))
-    np.testing.assert_allclose(before.speech_logits[2][0, 4], word + column, atol=1e-5)
+    heads, origin = model.heads, int(batch["origins"][0, 3, 4])
+    states = heads.norm(mixed[0, origin]), heads.norm(before.hidden[0, 4])
+    of_word, of_column = heads.fusion.weights()
+    state = of_word * states[0] + of_column * states[1]
+    logits = heads.levels.linears[2](heads.levels.norms[2](state))
+    np.testing.assert_allclose(before.speech_logits[2][0, 4], logits, atol=1e-5)
 
 
 def test_packed_segments_do_not_see_each_other_nor_padding():
