@@ -56,7 +56,7 @@ def set_beside(run_dir: str | Path, others: Sequence[str | Path]) -> Path:
                 f"{folder} was measured on other held-out codes or otherwise than {run_dir}",
                 "evaluate both with one version of slm_jax, on one dataset",
             )
-    names = [Path(folder).name for folder in others]
+    names = [os.path.relpath(folder, Path(run_dir).parent) for folder in others]  # no two alike
     return save(run_dir, "variants", dict(zip(names, others_figures, strict=True)))
 
 

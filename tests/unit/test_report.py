@@ -147,7 +147,10 @@ def test_other_runs_stand_beside_if_measured_on_the_same_codes(run, tmp_path):
         results.set_beside(run, [tmp_path / "parallel", tmp_path / "other"])
     with pytest.raises(UserError, match="absent has no held-out figures"):
         results.set_beside(run, [tmp_path / "absent"])
-    assert list(results.load(run)["variants"]) == ["parallel"]
+    results.save(tmp_path / "later" / "parallel", "language_model", parallel)
+    results.set_beside(run, [tmp_path / "parallel", tmp_path / "later" / "parallel"])
+    names = list(results.load(run)["variants"])
+    assert len(names) == 2 and [name.endswith("parallel") for name in names] == [True, True]
 
 
 def test_png_holds_the_picture():
