@@ -44,9 +44,7 @@ class TokenHeads(nnx.Module):
             for size in codebooks
         )
 
-    def __call__(
-        self, hidden: jax.Array, words: Sequence[jax.Array] | None = None
-    ) -> tuple[tuple[jax.Array, ...], None]:
+    def __call__(self, hidden: jax.Array) -> tuple[tuple[jax.Array, ...], None]:
         """hidden [B, S, D] -> logits [B, S, V_k] of each level, and no latent."""
         return self.read([hidden] * len(self.norms)), None
 
@@ -81,7 +79,7 @@ class WordTokenHeads(nnx.Module):
         return jax.nn.softmax(self.mix[...])
 
     def __call__(
-        self, hidden: jax.Array, words: Sequence[jax.Array] | None
+        self, hidden: jax.Array, words: Sequence[jax.Array]
     ) -> tuple[tuple[jax.Array, ...], None]:
         """hidden [B, S, D] and for each level its words' mixtures [B, S, D] -> as `TokenHeads`."""
         column = self.norm(hidden)
@@ -113,9 +111,7 @@ class LatentHead(nnx.Module):
         table = jnp.zeros((len(codebooks), codebooks[0], latent_width))
         self.codebooks = nnx.Param(table, axes=(None, "codes", None))
 
-    def __call__(
-        self, hidden: jax.Array, words: Sequence[jax.Array] | None = None
-    ) -> tuple[tuple[jax.Array, ...], Latent]:
+    def __call__(self, hidden: jax.Array) -> tuple[tuple[jax.Array, ...], Latent]:
         """hidden [B, S, D] -> per level the scores of `requantise`, and the latent."""
         mean = self.mean(hidden).astype(jnp.float32)
         logvar = self.logvar

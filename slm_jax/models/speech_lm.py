@@ -194,11 +194,12 @@ class SpeechLM(nnx.Module):
         return self.heads.shares() if isinstance(self.heads, WordTokenHeads) else None
 
     def _predict(self, hidden: jax.Array, mixed: jax.Array | None, origins: jax.Array) -> Outputs:
-        words = None
-        if mixed is not None:
+        if mixed is None:
+            speech_logits, latent = self.heads(hidden)
+        else:
             levels = origins[:, 1:].swapaxes(0, 1)[..., None]
             words = [jnp.take_along_axis(mixed, columns, axis=1) for columns in levels]
-        speech_logits, latent = self.heads(hidden, words)
+            speech_logits, latent = self.heads(hidden, words)
         return Outputs(self.backbone.logits(hidden), speech_logits, hidden, latent)
 
 
