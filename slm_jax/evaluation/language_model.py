@@ -51,8 +51,7 @@ def evaluate(
       reference, cross-entropy and interval of a continuous head, whose scores are no probabilities.
     """
     grids = [layout.arrange(record) for record in held_out]
-    origins = [layout.origins(grid.clock) for grid in grids]
-    sums, counts = _score(model, reference, grids, origins, batch_size)
+    sums, counts = _score(model, reference, layout, grids, batch_size)
     speech = layout.families[1]
     vocab = [row.classes for row in layout.rows[1:]]
     base = baselines.evaluate(_spoken(train, speech), _spoken(held_out, speech), vocab)
@@ -95,8 +94,8 @@ def evaluate(
 def _score(
     model: SpeechLM,
     reference: Backbone | None,
+    layout: Layout,
     grids: Sequence[Grid],
-    origins: Sequence[np.ndarray],
     batch_size: int,
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Sums and counts of each record: "text", "reference" [n]; "codes", "hits" [n, K]."""
@@ -134,7 +133,7 @@ def _score(
     weights = []
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        batch = _batch([grids[i] for i in rows], [origins[i] for i in rows], batch_size)
+        batch = _batch(layout, [grids[i] for i in rows], batch_size)
         weights.append(batch["weights"].sum(-1)[: len(rows)])
         for name, values in jax.device_get(score(params, llm_params, batch)).items():
             sums.setdefault(name, []).append(values[: len(rows)].astype(np.float64))
@@ -143,9 +142,7 @@ def _score(
     return joined, {"text": counts[:, 0], "codes": counts[:, 1:]}
 
 
-def _batch(
-    grids: Sequence[Grid], origins: Sequence[np.ndarray], rows: int
-) -> dict[str, np.ndarray]:
+def _batch(layout: Layout, grids: Sequence[Grid], rows: int) -> dict[str, np.ndarray]:
     """One record a row, padded; weights are 1 where a word's id or code is to be predicted."""
     longest = max(grid.weights.shape[1] for grid in grids)
     length = -(-longest // _BUCKET) * _BUCKET
@@ -163,7 +160,7 @@ def _batch(
         batch["tokens"][row, :, :size] = grid.tokens
         batch["targets"][row, :, :size] = grid.targets
         batch["weights"][row, :, :size] = grid.weights > 0
-        batch["origins"][row, :, :size] = origins[row]
+        batch["origins"][row, :, :size] = layout.origins(grid.clock)
         batch["segment_ids"][row, :size] = 1
         eos = np.flatnonzero(grid.weights[0])[-1]  # the last text target
         batch["weights"][row, 0, eos] = 0

@@ -91,7 +91,7 @@ class Scheduler:
         Args:
           prompt_codes: int32 [B, W, K], W at least 1; items from `prompt_words` on do not matter.
           prompt_words: int32 [B], 0 for none.
-          prompt_ends: int32 [B, T], `last_columns` of the prompt.
+          prompt_ends: int32 [B, T], `Layout.ends` of each prompt.
           length: int32 [B], frames in all, for a layout without text; text ends itself by EOS.
         """
         batch = prompt_codes.shape[0]
