@@ -136,7 +136,9 @@ def unpack(deb: Path, into: Path, place: Callable[[str], str | None]) -> int:
                 target = place(member.name.removeprefix("./")) if member.isfile() else None
                 content = tar.extractfile(member) if target else None
                 if target is not None and content is not None:
-                    _write(content, _inside(into, target, deb))
+                    path = _inside(into, target, deb)
+                    _write(content, path)
+                    path.chmod(0o644 | member.mode & 0o111)  # programs stay programs
                     written += 1
     except (tarfile.TarError, lzma.LZMAError, EOFError) as error:
         raise UserError(f"{deb} is damaged: {error}", "delete it and fetch it again") from error

