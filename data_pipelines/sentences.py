@@ -1,10 +1,13 @@
 """Sentences for a synthesiser to read, from text that comes through the package clients.
 
     python -m data_pipelines.sentences sentences.txt --count 1700
+    python -m data_pipelines.sentences others.txt --skip 1700 --count 450     # for another voice
+    python -m data_pipelines.sentences unheard.txt --split held_out --count 32
 
 The Debian FAQ, the `fortunes` package and the transcripts of the prompts: ordinary English
 sentences of 5 to 22 words without numerals or acronyms, and the prompts' own sentences of three
 words or more. The order is fixed by a seed; every fourth sentence is a prompt's while they last.
+Sentences of the train split and held-out ones (validation and test) are lists of their own.
 """
 
 from __future__ import annotations
@@ -12,13 +15,16 @@ from __future__ import annotations
 import argparse
 import random
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from data_pipelines import corpora, fetch
 from data_pipelines.text_corpus import read
-from slm_jax.errors import run_main
+from slm_jax.data.split import split_of
+from slm_jax.errors import UserError, run_main
 
+SPLITS = ("train", "held_out")
 TOPICS = (
     *("wisdom", "science", "work", "food", "people", "education", "humorists", "platitudes"),
     *("definitions", "miscellaneous", "sports", "medicine", "law", "art", "pets", "kids", "goedel"),
@@ -60,13 +66,39 @@ def collect(seed: int = 0) -> list[str]:
     return ordered
 
 
-def main() -> None:
+def choose(ordered: Iterable[str], split: str, skip: int, count: int) -> list[str]:
+    """The sentences of one split, in their order, from the skip-th on.
+
+    Args:
+      ordered: all sentences.
+      split: "train", or "held_out" for validation and test together.
+      skip: how many to leave out, as those that another voice reads.
+      count: how many at most.
+
+    Raises:
+      UserError: none are left, or a number is negative.
+    """
+    train = split == "train"
+    found = [sentence for sentence in ordered if (split_of(sentence) == "train") == train]
+    if not 0 <= skip < len(found) or count < 1:
+        raise UserError(
+            f"of the {len(found)} {split} sentences there are no {count} after the first {skip}",
+            f"give a --skip from 0 to {len(found) - 1} and a --count of 1 or more",
+        )
+    return found[skip : skip + count]
+
+
+def _main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path, help="text file to write, one sentence a line")
-    parser.add_argument("--count", type=int, default=1700)
+    parser.add_argument("--split", choices=SPLITS, default="train")
+    parser.add_argument("--skip", type=int, default=0, help="sentences to leave out first")
+    parser.add_argument("--count", type=int, default=1700, help="sentences at most")
     args = parser.parse_args()
-    args.out.write_text("\n".join(collect()[: args.count]) + "\n", encoding="utf-8")
+    chosen = choose(collect(), args.split, args.skip, args.count)
+    args.out.write_text("\n".join(chosen) + "\n", encoding="utf-8")
+    print(f"{args.out}: {len(chosen)} sentences", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main(_main)
