@@ -18,6 +18,10 @@ EVAL = [  # judges and references beside our own
     "librosa>=0.10",  # speechmos needs these two and does not say so
     "onnxruntime>=1.19",
 ]
+SYNTHESIS = [  # voices that read sentences aloud; piper-tts is GPL-3.0
+    "piper-tts>=1.3",
+    "onnxruntime>=1.19",
+]
 SEQIO = ["seqio>=0.0.20"]  # brings TensorFlow
 
 setup(
@@ -49,7 +53,7 @@ setup(
         "cuda13": ["jax[cuda13]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],
         "seqio": SEQIO,
-        "piper": ["piper-tts>=1.3"],
+        "synthesis": SYNTHESIS,
         "eval": EVAL,
         "test": [
             "pytest>=8",
