@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import datetime
-import io
 import json
 import os
 import platform
@@ -22,7 +20,7 @@ import soundfile
 
 from slm_jax.audio.features import WHISPER_RATE, whisper_log_mel
 from slm_jax.errors import UserError
-from slm_jax.evaluation import figures, results, wer
+from slm_jax.evaluation import figures, page, results
 
 FILE = "report.html"
 SAMPLES = Path("samples") / "samples.json"
@@ -57,7 +55,7 @@ def write(run_dir: str | Path) -> Path:
         ("Versions", _versions),
     ]
     body = "\n".join(f"<section><h2>{title}</h2>\n{make()}\n</section>" for title, make in sections)
-    page = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
+    text = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
     fields = {
         "title": escape(f"slm_jax run: {run.resolve().name}"),
         "subtitle": f"Written {datetime.datetime.now():%Y-%m-%d %H:%M}. "
@@ -66,10 +64,10 @@ def write(run_dir: str | Path) -> Path:
         "sections": body,
     }
     for name, value in fields.items():
-        page = page.replace("{{" + name + "}}", value)
+        text = text.replace("{{" + name + "}}", value)
     path = run / FILE
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(page, encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
     return path
 
@@ -100,12 +98,12 @@ def _tiles(measured: dict[str, Any], metrics: list[dict[str, Any]]) -> str:
         below = f"speech, all levels; unigram {unigram:.2f}, from the word {word:.2f}"
         if ours:
             tiles.append((f"{ours:.2f} nats", below))
-        untouched = _number(text["reference_perplexity"], ".1f")
+        untouched = page.number(text["reference_perplexity"], ".1f")
         tiles.append((f"{text['perplexity']:.1f}", f"text perplexity; untouched LLM {untouched}"))
     for score in measured.get("spoken", {}).get("scores", []):
         if score["clip"] == "continuation" and "wer" in score:
             below = f"word error of spoken continuations, heard by {escape(score['judge'])}"
-            tiles.append((_percent(score["wer"]), below))
+            tiles.append((page.percent(score["wer"]), below))
     if train := [line for line in metrics if line.get("split", "train") == "train"]:
         rates = [line["tokens_per_second"] for line in train if "tokens_per_second" in line]
         speed = f", {np.median(rates):,.0f} tokens/s" if rates else ""
@@ -116,7 +114,7 @@ def _tiles(measured: dict[str, Any], metrics: list[dict[str, Any]]) -> str:
 def _losses(metrics: list[dict[str, Any]]) -> str:
     names = list(dict.fromkeys(name for line in metrics for name in line["losses"]))
     if not names:
-        return _missing("No losses were logged")
+        return page.missing("No losses were logged")
     speech = [name for name in names if name.startswith("speech")]
     charts = []
     for title, group in [
@@ -136,7 +134,7 @@ def _losses(metrics: list[dict[str, Any]]) -> str:
                     y = [line["losses"][name] for line in lines]
                     series.append(figures.Series(name, x, y, colour, dots=split == "eval"))
         chart = figures.line_chart(series, "step", "nats (dots: held out)")
-        charts.append(f'<div class="card"><h3>{title}</h3>{chart}</div>')
+        charts.append(page.card(f"<h3>{title}</h3>{chart}"))
     return f'<div class="pair">{"".join(charts)}</div>'
 
 
@@ -165,86 +163,68 @@ def _speech(measured: dict[str, Any]) -> str:
                     f"{level['unigram']:.3f}",
                     f"{level['given_word']:.3f}",
                     own[2],
-                    _percent(level["accuracy"]),
+                    page.percent(level["accuracy"]),
                     f"{level['n']:,}",
                 ]
             )
         head = ["level", "speech LM", "95 % interval", "unigram", "P(code | word)"]
         head += ["vs the better", "accuracy", "n"]
-        out.append(f"<h3>{escape(name)}: {escape(run['layout'])}</h3>{_table(head, rows)}")
-        out.append(f'<p class="protocol">{escape(run["protocol"])}</p>')
-    return _card("".join(out)) if out else _missing("The language model was not evaluated")
+        out.append(f"<h3>{escape(name)}: {escape(run['layout'])}</h3>{page.table(head, rows)}")
+        out.append(page.protocol(run["protocol"]))
+    return page.card("".join(out)) if out else page.missing("The language model was not evaluated")
 
 
 def _text(run: dict[str, Any] | None) -> str:
     if not run:
-        return _missing("The language model was not evaluated")
+        return page.missing("The language model was not evaluated")
     text = run["text"]
     rows = [
         ["this run", f"{text['perplexity']:.2f}", f"{text['cross_entropy']:.3f}", f"{text['n']:,}"],
         [
             "the untouched text LLM, same tokens",
-            _number(text["reference_perplexity"], ".2f"),
-            _number(text["reference_cross_entropy"], ".3f"),
+            page.number(text["reference_perplexity"], ".2f"),
+            page.number(text["reference_cross_entropy"], ".3f"),
             f"{text['n']:,}",
         ],
     ]
-    return _card(_table(["model", "perplexity", "cross-entropy (nats)", "tokens"], rows))
+    return page.card(page.table(["model", "perplexity", "cross-entropy (nats)", "tokens"], rows))
 
 
 def _spoken(run: dict[str, Any] | None) -> str:
     if not run:
-        return _missing("Nothing was spoken")
+        return page.missing("Nothing was spoken")
     rows = []
     for score in run["scores"]:
         figures_ = ["none", "", "0", ""]
         if "wer" in score:
-            interval = f"{_percent(score['low'])} to {_percent(score['high'])}"
-            figures_ = [_percent(score["wer"]), interval, f"{score['n']}", f"{score['words']:,}"]
+            interval = f"{page.percent(score['low'])} to {page.percent(score['high'])}"
+            figures_ = [
+                page.percent(score["wer"]),
+                interval,
+                f"{score['n']}",
+                f"{score['words']:,}",
+            ]
         rows.append([score["clip"], escape(score["judge"]), *figures_, str(score["failed"])])
     head = ["clip", "heard by", "word error", "95 % interval", "clips", "words", "failed"]
-    return _card(_table(head, rows) + f'<p class="protocol">{escape(run["protocol"])}</p>')
+    return page.card(page.table(head, rows) + page.protocol(run["protocol"]))
 
 
 def _listen(run: Path, samples: list[dict[str, Any]]) -> str:
     if not samples:
-        return _missing("No clips were made")
+        return page.missing("No clips were made")
     cards = []
     for sample in samples:
-        clips = "".join(_clip(run, clip) for clip in sample["clips"])
-        cards.append(f'<div class="card"><h3>{escape(sample["id"])}</h3>{clips}</div>')
+        clips = "".join(page.player(run / SAMPLES.parent, clip) for clip in sample["clips"])
+        cards.append(page.card(f"<h3>{escape(sample['id'])}</h3>{clips}"))
     note = '<p class="soft">Words that the ASR heard otherwise than written are underlined.</p>'
     return note + "".join(cards)
-
-
-def _clip(run: Path, clip: dict[str, Any]) -> str:
-    audio, rate = soundfile.read(run / SAMPLES.parent / clip["file"], dtype="int16")
-    flac = io.BytesIO()
-    soundfile.write(flac, audio, rate, format="FLAC")
-    source = f"data:audio/flac;base64,{base64.b64encode(flac.getvalue()).decode()}"
-    heard = clip.get("heard")
-    below = f"<br><em>heard: {_marked(clip['text'], heard)}</em>" if heard is not None else ""
-    return (
-        f'<div class="clip"><strong>{escape(clip["name"])}</strong>'
-        f'<audio controls preload="none" src="{source}"></audio>'
-        f"<div>{escape(clip['text'])}{below}</div></div>"
-    )
-
-
-def _marked(written: str, heard: str) -> str:
-    """The heard text with the words underlined that the written one lacks."""
-    expected = set(wer.normalize(written))
-    return " ".join(
-        escape(word) if set(wer.normalize(word)) <= expected else f"<mark>{escape(word)}</mark>"
-        for word in heard.split()
-    )
 
 
 def _alignments(run: Path, samples: list[dict[str, Any]]) -> str:
     aligned = [sample for sample in samples if sample["clips"][:1]]
     aligned = [sample for sample in aligned if sample["clips"][0]["name"] == "original"][:_PICTURES]
     if not aligned:
-        return _missing("No aligned sample was kept")
+        return page.missing("No aligned sample was kept")
     out = []
     for sample in aligned:
         file = run / SAMPLES.parent / sample["clips"][0]["file"]
@@ -256,13 +236,13 @@ def _alignments(run: Path, samples: list[dict[str, Any]]) -> str:
         part = sample["alignment"]
         words = [tuple(word) for word in part["words"]]
         picture = figures.alignment(mel, len(audio) / rate, words, np.array(part["codes"]))
-        out.append(f'<div class="card"><h3>{escape(sample["id"])}</h3>{picture}</div>')
+        out.append(page.card(f"<h3>{escape(sample['id'])}</h3>{picture}"))
     return "".join(out)
 
 
 def _tokens(stats: dict[str, Any] | None) -> str:
     if not stats:
-        return _missing("No token statistics")
+        return page.missing("No token statistics")
     rows = [
         [
             f"q{level}",
@@ -279,13 +259,13 @@ def _tokens(stats: dict[str, Any] | None) -> str:
         f"{stats['items_per_second']:.2f} words/s, {stats['bits_per_second']:.0f} bits/s, "
         f"{stats['entropy_bits_per_second']:.0f} bits/s at the empirical entropy of each level."
     )
-    return _card(_table(head, rows) + f'<p class="protocol">{note}</p>')
+    return page.card(page.table(head, rows) + page.protocol(note))
 
 
 def _datasets(reports: list[dict[str, Any]] | None) -> str:
     if not reports:
-        return _missing("No dataset was described")
-    return "".join(_card(_dataset(report)) for report in reports)
+        return page.missing("No dataset was described")
+    return "".join(page.card(_dataset(report)) for report in reports)
 
 
 def _dataset(data: dict[str, Any]) -> str:
@@ -293,25 +273,25 @@ def _dataset(data: dict[str, Any]) -> str:
         [escape(name), f"{split['utterances']:,}", f"{60 * split['hours']:.1f}"]
         for name, split in data["splits"].items()
     ]
-    out = f"<h3>{escape(data['name'])}</h3>{_table(['split', 'utterances', 'minutes'], rows)}"
+    out = f"<h3>{escape(data['name'])}</h3>{page.table(['split', 'utterances', 'minutes'], rows)}"
     reasons = data["quarantined"]
     found = ", ".join(f"{escape(reason)} {count}" for reason, count in reasons.items())
     out += f"<p>{data['words']:,} words. Quarantined: {found or 'nothing'}."
     if score := data.get("wer"):
         out += (
-            f" Word error of the ASR against the transcripts: {_percent(score['wer'])} "
+            f" Word error of the ASR against the transcripts: {page.percent(score['wer'])} "
             f"({score['n']} utterances, {score['words']:,} words)."
         )
-    licences = escape("; ".join(data["licences"]) or "none stated")
-    return f'{out}</p><p class="protocol">Licences: {licences}</p>'
+    licences = "; ".join(data["licences"]) or "none stated"
+    return f"{out}</p>" + page.protocol(f"Licences: {licences}")
 
 
 def _config(run: Path) -> str:
     path = run / "config.gin"
     if not path.exists():
-        return _missing("No config.gin")
+        return page.missing("No config.gin")
     text = escape(path.read_text(encoding="utf-8"))
-    return _folded("config.gin, resolved", f"<pre>{text}</pre>")
+    return page.folded("config.gin, resolved", f"<pre>{text}</pre>")
 
 
 def _versions() -> str:
@@ -321,31 +301,4 @@ def _versions() -> str:
     kind = f"{jax.device_count()} × {escape(device.device_kind)} ({device.platform})"
     rows.append(["device", kind])
     rows.append(["host", f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"])
-    return _folded("Versions", _table(["", ""], rows))
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    """Cells are HTML already."""
-    top = "".join(f"<th>{cell}</th>" for cell in head)
-    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table><tr>{top}</tr>{body}</table></div>'
-
-
-def _card(inner: str) -> str:
-    return f'<div class="card">{inner}</div>'
-
-
-def _folded(title: str, inner: str) -> str:
-    return f'<details class="card"><summary>{title}</summary>{inner}</details>'
-
-
-def _missing(what: str) -> str:
-    return f'<p class="none">{what}.</p>'
-
-
-def _number(value: float | None, form: str) -> str:
-    return "none" if value is None else format(value, form)
-
-
-def _percent(rate: float) -> str:
-    return f"{100 * rate:.1f} %"
+    return page.folded("Versions", page.table(["", ""], rows))
