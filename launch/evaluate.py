@@ -1,6 +1,7 @@
-"""Measures a finished run and writes its report, or writes the report again.
+"""Measures a finished run or a speech tokenizer and writes the report, or writes it again.
 
 python launch/evaluate.py --run=runs/NAME [--report_only] [--beside=runs/OTHER ...]
+python launch/evaluate.py --suite=swap [--taste DIR] [--datasets NAME ...] [--pairs NAME ...]
 """
 
 from __future__ import annotations
@@ -12,30 +13,31 @@ from pathlib import Path
 import jax
 
 from data_pipelines import fetch
+from data_pipelines.progress import Progress
+from slm_jax.audio.pitch import pitch
+from slm_jax.data import registry
+from slm_jax.data.schema import AUDIO, WORDS, Record
 from slm_jax.decoding.job import DecodeJob
 from slm_jax.decoding.load import load_model
-from slm_jax.errors import run_main
-from slm_jax.evaluation import report, results
-from slm_jax.evaluation.run import evaluate_run
+from slm_jax.errors import UserError, run_main
+from slm_jax.evaluation import readings, report, results, swap
+from slm_jax.evaluation.prosody import Judges
+from slm_jax.evaluation.run import evaluate_run, held_out_records
 from slm_jax.paths import cache_dir
+from slm_jax.tokenizers.taste import Taste
+
+RUN = Path("runs") / "taste_pretrain"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point."""
-    parser = argparse.ArgumentParser(description="Measures a finished run and writes its report.")
-    parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="made by training")
-    parser.add_argument("--report_only", action="store_true", help="measure nothing")
-    parser.add_argument(
-        "--beside",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="DIR",
-        help="a measured run whose cross-entropies the report sets beside this run's; repeatable",
-    )
-    args = parser.parse_args(argv)
+    args = _arguments(argv)
+    jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "programs"))
     if not args.report_only:
-        measure(args.run)
+        if args.suite == "swap":
+            swap_words(args.run, args.taste, args.datasets, args.pairs, args.limit)
+        else:
+            measure(args.run)
     if args.beside:
         results.set_beside(args.run, args.beside)
     print(report.write(args.run))
@@ -43,7 +45,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def measure(run: Path) -> None:
     """Everything that is measured on a run, into its folder."""
-    jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "programs"))
     trained = load_model(run)
     decode = DecodeJob()
     evaluate_run(
@@ -55,6 +56,59 @@ def measure(run: Path) -> None:
         decode=decode,
         run_dir=run,
     )
+
+
+def swap_words(
+    run: Path, taste: Path | None, datasets: Sequence[str], twice: Sequence[str], limit: int
+) -> None:
+    """The swap experiment on held-out speech; `twice` are datasets with re-read sentences."""
+    from slm_jax.evaluation.pocket import PocketSphinx  # of extra `eval`: other suites go without
+
+    records = _held_out(datasets)
+    pairs = readings.time_scaled(records, limit) + readings.pitch_shifted(records, limit)
+    pairs += readings.re_spoken(_held_out(twice), limit)
+    if not pairs:
+        raise UserError(
+            f"no held-out utterance of {', '.join(datasets)} has a word between two others",
+            "name other datasets with --datasets",
+        )
+    tokenizer = Taste.load(fetch.locate(DecodeJob().asr), taste)
+    with Progress("swap", len(pairs)) as progress:
+        judges = Judges(PocketSphinx(), pitch)
+        found = swap.evaluate(tokenizer, pairs, judges, run, advance=progress.advance)
+    results.save(run, "swap", found)
+
+
+def _held_out(datasets: Sequence[str]) -> list[Record]:
+    families = [WORDS, AUDIO]
+    return [
+        record
+        for name in datasets
+        for record in held_out_records(registry.get(name).open(families), families)
+    ]
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--suite", choices=("run", "swap"), default="run", help="what is measured")
+    parser.add_argument("--run", type=Path, default=RUN, metavar="DIR", help=f"default {RUN}")
+    parser.add_argument("--report_only", action="store_true", help="measure nothing")
+    parser.add_argument(
+        "--beside",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="a measured run whose cross-entropies the report sets beside this run's; repeatable",
+    )
+    speech = parser.add_argument_group("--suite=swap")
+    speech.add_argument("--taste", type=Path, metavar="DIR", help="tokenizer; default the starter")
+    names = {"nargs": "+", "metavar": "NAME"}
+    speech.add_argument("--datasets", default=["prompts"], help="default prompts", **names)
+    speech.add_argument("--pairs", default=[], help="datasets that read sentences twice", **names)
+    most = "utterances of each kind at most; default 60"
+    speech.add_argument("--limit", type=int, default=60, metavar="N", help=most)
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -52,26 +52,12 @@ def line_chart(series: Sequence[Series], x_label: str, y_label: str, height: int
 
     Values that are not finite are left out.
     """
-    left, right, top, bottom = 52, 24, 14, 40
     points = [_finite(one) for one in series]
     points = [(one, x, y) for one, (x, y) in zip(series, points, strict=True) if len(x)]
     if not points:
         return '<p class="none">No values were logged.</p>'
-    x_ticks = _ticks(min(x.min() for _, x, _ in points), max(x.max() for _, x, _ in points))
-    y_ticks = _ticks(min(y.min() for _, _, y in points), max(y.max() for _, _, y in points))
-    across = _scale(x_ticks, left, WIDTH - right)
-    up = _scale(y_ticks, height - bottom, top)
-
-    out = [_open(height, f"{y_label} over {x_label}")]
-    for tick in y_ticks:
-        y = up(tick)
-        out.append(f'<path class="grid" d="M{left} {y:.1f}H{WIDTH - right}"/>')
-        out.append(f'<text x="{left - 7}" y="{y + 4:.1f}" text-anchor="end">{_number(tick)}</text>')
-    for tick in x_ticks:
-        place = f'x="{across(tick):.1f}" y="{height - bottom + 17}"'
-        out.append(f'<text {place} text-anchor="middle">{_number(tick)}</text>')
-    out.append(f'<text x="{WIDTH - right}" y="{height - 6}" text-anchor="end">{x_label}</text>')
-    out.append(f'<text x="{left}" y="{height - 6}">{y_label}</text>')
+    x_all, y_all = (np.concatenate([point[i] for point in points]) for i in (1, 2))
+    out, across, up = _axes(x_all, y_all, x_label, y_label, height)
     for one, x, y in points:
         colour = f"var(--c{one.colour % COLOURS})"
         if one.dots:
@@ -85,12 +71,42 @@ def line_chart(series: Sequence[Series], x_label: str, y_label: str, height: int
             out.append(_curve(x, y, across, up, f'class="raw" stroke="{colour}"'))
             out.append(_curve(x, _smooth(y), across, up, f'class="mean" stroke="{colour}"'))
     out.append("</svg>")
-    colours = {one.label: one.colour % COLOURS for one, _, _ in points}
-    keys = (
-        f'<span><i style="background:var(--c{colour})"></i>{escape(label)}</span>'
-        for label, colour in colours.items()
-    )
-    return f'<div class="legend">{"".join(keys)}</div>{"".join(out)}'
+    return _legend([one for one, _, _ in points]) + "".join(out)
+
+
+def scatter(
+    series: Sequence[Series],
+    lines: Sequence[tuple[float, float]],
+    x_label: str,
+    y_label: str,
+    height: int = 380,
+) -> str:
+    """Points, with y = x as a dashed line, and for each series a line.
+
+    Args:
+      series: their points, all finite.
+      lines: (slope, intercept) of each.
+    """
+    series = [one for one in series if len(one.x)]
+    if not series:
+        return '<p class="none">There is nothing to show.</p>'
+    x_all, y_all = (np.concatenate([getattr(one, axis) for one in series]) for axis in ("x", "y"))
+    out, across, up = _axes(x_all, y_all, x_label, y_label, height)
+    ends = max(x_all.min(), y_all.min()), min(x_all.max(), y_all.max())
+    if ends[0] < ends[1]:
+        out.append(_curve(ends, ends, across, up, 'class="eval" stroke="var(--soft)"'))
+    for one in series:
+        out += [
+            f'<circle class="point" cx="{across(a):.1f}" cy="{up(b):.1f}" r="2.5" '
+            f'fill="var(--c{one.colour % COLOURS})"/>'
+            for a, b in zip(one.x, one.y, strict=True)
+        ]
+    for one, (slope, intercept) in zip(series, lines, strict=True):
+        x = np.array([min(one.x), max(one.x)])
+        style = f'class="mean" stroke="var(--c{one.colour % COLOURS})"'
+        out.append(_curve(x, slope * x + intercept, across, up, style))
+    out.append("</svg>")
+    return _legend(series) + "".join(out)
 
 
 def spectrum(counts: Sequence[int], label: str) -> str:
@@ -182,6 +198,36 @@ def png(image: np.ndarray) -> bytes:
         for kind, data in chunks
     )
     return b"\x89PNG\r\n\x1a\n" + body
+
+
+def _axes(x: np.ndarray, y: np.ndarray, x_label: str, y_label: str, height: int):
+    """An SVG's beginning with both axes, and the scales from values to places."""
+    left, right, top, bottom = 52, 24, 14, 40
+    x_ticks, y_ticks = _ticks(x.min(), x.max()), _ticks(y.min(), y.max())
+    across = _scale(x_ticks, left, WIDTH - right)
+    up = _scale(y_ticks, height - bottom, top)
+    out = [_open(height, f"{y_label} over {x_label}")]
+    for tick in y_ticks:
+        place = up(tick)
+        out.append(f'<path class="grid" d="M{left} {place:.1f}H{WIDTH - right}"/>')
+        out.append(
+            f'<text x="{left - 7}" y="{place + 4:.1f}" text-anchor="end">{_number(tick)}</text>'
+        )
+    for tick in x_ticks:
+        place = f'x="{across(tick):.1f}" y="{height - bottom + 17}"'
+        out.append(f'<text {place} text-anchor="middle">{_number(tick)}</text>')
+    out.append(f'<text x="{WIDTH - right}" y="{height - 6}" text-anchor="end">{x_label}</text>')
+    out.append(f'<text x="{left}" y="{height - 6}">{y_label}</text>')
+    return out, across, up
+
+
+def _legend(series: Sequence[Series]) -> str:
+    colours = {one.label: one.colour % COLOURS for one in series}
+    keys = (
+        f'<span><i style="background:var(--c{colour})"></i>{escape(label)}</span>'
+        for label, colour in colours.items()
+    )
+    return f'<div class="legend">{"".join(keys)}</div>'
 
 
 def _row(top: int, line: int, row: int) -> int:

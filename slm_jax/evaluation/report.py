@@ -20,7 +20,7 @@ import soundfile
 
 from slm_jax.audio.features import WHISPER_RATE, whisper_log_mel
 from slm_jax.errors import UserError
-from slm_jax.evaluation import figures, page, results
+from slm_jax.evaluation import figures, page, report_swap, results
 
 FILE = "report.html"
 SAMPLES = Path("samples") / "samples.json"
@@ -49,6 +49,7 @@ def write(run_dir: str | Path) -> Path:
         ("Spoken output", lambda: _spoken(measured.get("spoken"))),
         ("Listen", lambda: _listen(run, samples)),
         ("Words and tokens in time", lambda: _alignments(run, samples)),
+        ("Swapped words", lambda: report_swap.section(run, measured.get("swap"))),
         ("Use of the codebooks", lambda: _tokens(measured.get("tokens"))),
         ("Data", lambda: _datasets(measured.get("datasets"))),
         ("Configuration", lambda: _config(run)),

@@ -71,7 +71,7 @@ def evaluate_run(
             "add a dataset with speech to MixtureSpec.parts",
         )
     train = list(speech.split("train", streams))
-    held_out = _held_out(speech, streams)
+    held_out = held_out_records(speech, streams)
     reference = _untouched(llm) if llm else None
     scores = language_model.evaluate(model, reference, layout, train, held_out)
     results.save(run, "language_model", scores)
@@ -89,7 +89,7 @@ def evaluate_run(
         limits = dataclasses.replace(decode.limits, max_words=most)
         brief = dataclasses.replace(decode, limits=limits)
         continuer = make_continuer(model, layout, tokenizer, taste, brief)
-        records = _held_out(speech, [WORDS, AUDIO, family])
+        records = held_out_records(speech, [WORDS, AUDIO, family])
         found = spoken.evaluate(
             continuer, records, judges(whisper, decode.language), run, job.prompts, decode.seed
         )
@@ -97,7 +97,8 @@ def evaluate_run(
     return report.write(run)
 
 
-def _held_out(dataset: Dataset, families: list[str]) -> list[Record]:
+def held_out_records(dataset: Dataset, families: list[str]) -> list[Record]:
+    """The records of the validation and the test split together."""
     splits = [split for split in HELD_OUT if split in dataset.manifest.splits]
     return [record for split in splits for record in dataset.split(split, families)]
 
