@@ -4,13 +4,15 @@ import math
 
 import numpy as np
 import pytest
+from tiny_models import tiny_taste, tiny_whisper
 
 from slm_jax.audio import decode
 from slm_jax.data.schema import AUDIO_RATE, AudioItem, Utterance, Word
-from slm_jax.evaluation import readings, regression, report_swap, results, swap
+from slm_jax.evaluation import readings, regression, report, report_swap, results, swap
 from slm_jax.evaluation.prosody import HOP, Judges
 from slm_jax.evaluation.readings import PITCH_SHIFTED, RE_SPOKEN, TIME_SCALED
 from slm_jax.evaluation.swap_scores import Neighbour, Swap, Values, log_changes, score
+from slm_jax.tokenizers.taste import Taste
 
 
 def test_a_known_line_is_found_and_lies_in_its_interval():
@@ -189,6 +191,42 @@ def test_inner_words_have_two_neighbours_that_say_something():
     assert readings.inner_words(["one", "two"]) == []
 
 
+def test_protocol_with_random_weights_leaves_words_players_figures_and_a_section(tmp_path):
+    """Equal shares of the time: what the judges say is known, whatever the tokenizer does."""
+
+    def track(audio):
+        frames = 1 + audio.shape[1] // HOP
+        return np.full((1, frames), 150.0), np.full((1, frames), True)
+
+    whisper = tiny_whisper(tmp_path / "whisper")
+    taste = Taste.load(whisper, tiny_taste(tmp_path / "taste", whisper))
+    records = [record("a/1", "One two <three> four."), record("b", "one two ? four five six")]
+    twice = [record("slow", "so it is said", seconds=3), record("fast", "so it is said")]
+    pairs = readings.time_scaled(records, 9) + readings.re_spoken(twice, 9)
+    found = swap.evaluate(taste, pairs, Judges(EqualShares(), track), tmp_path, players=1)
+    scaled, spoken = found["kinds"]
+    # "a/1" has 2 inner words and "b", where the aligner would know no "?", one: both ways round.
+    assert (scaled["swaps"], spoken["swaps"], scaled["sentences"]) == (6, 4, 2)
+    assert scaled["measures"]["duration"]["failed"] == 0
+    assert spoken["measures"]["pitch"]["relative"]["slope"] == [None] * 3  # no pitch ever differs
+    assert found["control"]["swaps"] == 3 and found["control"]["other_length"] == 0
+    assert found["control"]["largest_difference"] < 1e-4
+    kept, players = swap.load(tmp_path)
+    assert [one["kind"] for one in players] == [TIME_SCALED, RE_SPOKEN]
+    slow = next(one for one in kept if one.id == "slow" and one.first).measures["duration"]
+    assert (slow.a, slow.b) == pytest.approx((3 / 4, 2 / 4))
+    assert score(TIME_SCALED, [s for s in kept if s.kind == TIME_SCALED])["recoded"] is not None
+    results.save(tmp_path, "swap", found)
+    page = report.write(tmp_path).read_text()
+    assert page.count("<audio") == 8 and "re-spoken: pitch" in page and "&lt;three&gt;" in page
+    assert page.count('class="point"') == 10
+
+
+def test_nothing_to_swap_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no pairs"):
+        swap.evaluate(None, [], None, tmp_path)
+
+
 @pytest.mark.slow
 def test_swapped_words_of_real_speech_are_judged_and_reported(tmp_path):
     pytest.importorskip("pocketsphinx")
@@ -197,7 +235,6 @@ def test_swapped_words_of_real_speech_are_judged_and_reported(tmp_path):
     from slm_jax.data import registry
     from slm_jax.evaluation.pocket import PocketSphinx
     from slm_jax.evaluation.run import held_out_records
-    from slm_jax.tokenizers.taste import Taste
 
     spec = registry.get("prompts")
     records = held_out_records(spec.open(["words", "audio"]), ["words", "audio"])
