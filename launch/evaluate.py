@@ -2,6 +2,7 @@
 
 python launch/evaluate.py --run=runs/NAME [--report_only] [--beside=runs/OTHER ...]
 python launch/evaluate.py --suite=swap [--taste DIR] [--datasets NAME ...] [--pairs NAME ...]
+python launch/evaluate.py --suite=tokenizer [--taste DIR] [--datasets NAME ...] [--unheard NAME ...]
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from slm_jax.paths import cache_dir
 from slm_jax.tokenizers.taste import Taste
 
 RUN = Path("runs") / "taste_pretrain"
+PAIRS = 60  # of each kind that the swap experiment takes
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -36,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not args.report_only:
         if args.suite == "swap":
             swap_words(args.run, args.taste, args.datasets, args.pairs, args.limit)
+        elif args.suite == "tokenizer":
+            measure_tokenizer(args.run, args.taste, args.datasets, args.unheard, args.limit)
         else:
             measure(args.run)
     if args.beside:
@@ -58,12 +62,39 @@ def measure(run: Path) -> None:
     )
 
 
+def measure_tokenizer(
+    run: Path,
+    taste: Path | None,
+    datasets: Sequence[str],
+    unheard: Sequence[str],
+    limit: int | None,
+) -> None:
+    """Resynthesis, rate and robustness of a tokenizer, into RUN/tokenizer."""
+    from slm_jax.evaluation.tokenizer_suite import run_suite  # of extra `eval`
+
+    run_suite(
+        taste,
+        datasets,
+        unheard,
+        run / "tokenizer",
+        whisper=fetch.locate(DecodeJob().asr),
+        speaker_encoder=fetch.locate("voicefilter") / "embedder.int8.onnx",
+        text_tokenizer=fetch.locate("smollm2"),
+        limit=limit,
+    )
+
+
 def swap_words(
-    run: Path, taste: Path | None, datasets: Sequence[str], twice: Sequence[str], limit: int
+    run: Path,
+    taste: Path | None,
+    datasets: Sequence[str],
+    twice: Sequence[str],
+    limit: int | None,
 ) -> None:
     """The swap experiment on held-out speech; `twice` are datasets with re-read sentences."""
     from slm_jax.evaluation.pocket import PocketSphinx  # of extra `eval`: other suites go without
 
+    limit = limit or PAIRS
     records = _held_out(datasets)
     pairs = readings.time_scaled(records, limit) + readings.pitch_shifted(records, limit)
     pairs += readings.re_spoken(_held_out(twice), limit)
@@ -90,7 +121,9 @@ def _held_out(datasets: Sequence[str]) -> list[Record]:
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--suite", choices=("run", "swap"), default="run", help="what is measured")
+    parser.add_argument(
+        "--suite", choices=("run", "swap", "tokenizer"), default="run", help="what is measured"
+    )
     parser.add_argument("--run", type=Path, default=RUN, metavar="DIR", help=f"default {RUN}")
     parser.add_argument("--report_only", action="store_true", help="measure nothing")
     parser.add_argument(
@@ -101,13 +134,15 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="DIR",
         help="a measured run whose cross-entropies the report sets beside this run's; repeatable",
     )
-    speech = parser.add_argument_group("--suite=swap")
+    speech = parser.add_argument_group("--suite=swap and --suite=tokenizer")
     speech.add_argument("--taste", type=Path, metavar="DIR", help="tokenizer; default the starter")
     names = {"nargs": "+", "metavar": "NAME"}
     speech.add_argument("--datasets", default=["prompts"], help="default prompts", **names)
-    speech.add_argument("--pairs", default=[], help="datasets that read sentences twice", **names)
-    most = "utterances of each kind at most; default 60"
-    speech.add_argument("--limit", type=int, default=60, metavar="N", help=most)
+    speech.add_argument("--pairs", default=[], help="swap: datasets of re-read sentences", **names)
+    unheard = "tokenizer: datasets or voices that no training stage has heard"
+    speech.add_argument("--unheard", default=[], help=unheard, **names)
+    most = f"swap: pairs of each kind (default {PAIRS}); tokenizer: utterances of each voice"
+    speech.add_argument("--limit", type=int, metavar="N", help=most)
     return parser.parse_args(argv)
 
 

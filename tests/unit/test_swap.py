@@ -1,6 +1,8 @@
 """The swap experiment: its statistics on numbers with known answers, its pairs, and it itself."""
 
 import math
+import re
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -220,6 +222,8 @@ def test_protocol_with_random_weights_leaves_words_players_figures_and_a_section
     page = report.write(tmp_path).read_text()
     assert page.count("<audio") == 8 and "re-spoken: pitch" in page and "&lt;three&gt;" in page
     assert page.count('class="point"') == 10
+    for drawing in re.findall(r"<svg.*?</svg>", page, re.S):
+        ElementTree.fromstring(drawing)
 
 
 def test_nothing_to_swap_is_refused(tmp_path):
