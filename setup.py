@@ -14,6 +14,7 @@ EVAL = [  # judges and references beside our own
     "jiwer>=4",
     "whisper-normalizer>=0.1",
     "faster-whisper>=1.1",
+    "pocketsphinx>=5.0",
     "speechmos>=0.0.1",
     "librosa>=0.10",  # speechmos needs these two and does not say so
     "onnxruntime>=1.19",
