@@ -8,16 +8,14 @@ from typing import Any
 
 from slm_jax.data import registry
 from slm_jax.data.schema import AUDIO, WORDS, Record
-from slm_jax.data.split import SPLITS
 from slm_jax.errors import UserError
+from slm_jax.evaluation.run import held_out_records
 from slm_jax.evaluation.scores import Judges
 from slm_jax.evaluation.speakers import SpeakerEncoder
 from slm_jax.evaluation.tokenizer import evaluate_tokenizer
 from slm_jax.tokenizers.asr import Asr
 from slm_jax.tokenizers.taste import Taste
 from slm_jax.tokenizers.text import TextTokenizer
-
-HELD_OUT = SPLITS[1:]
 
 
 def run_suite(
@@ -90,8 +88,7 @@ def _held_out(
     new: set[str] = set()
     for name in datasets:
         opened = registry.get(name).open((WORDS, AUDIO))
-        splits = [split for split in HELD_OUT if split in opened.manifest.splits]
-        records = [r for split in splits for r in opened.split(split, (WORDS, AUDIO))]
+        records = held_out_records(opened, [WORDS, AUDIO])
         if not records:
             raise UserError(
                 f"dataset {name} has no held-out utterance", "leave it out, or build a larger one"
