@@ -319,14 +319,14 @@ class Taste:
     def decode(
         self,
         words: Sequence[Sequence[str]],
-        codes: Sequence[np.ndarray],
+        codes: Sequence[np.ndarray] | None,
         speakers: Sequence[np.ndarray],
     ) -> tuple[list[np.ndarray], list[list[tuple[float, float]]]]:
         """Speaks words as their codes say.
 
         Args:
           words: of each utterance, none of them empty lists.
-          codes: int [W, K] each.
+          codes: int [W, K] each; None to speak from the text alone.
           speakers: float [speaker_width] each.
 
         Returns:
@@ -336,6 +336,9 @@ class Taste:
         Raises:
           ValueError: an utterance without words, or codes of another shape or range.
         """
+        told = float(codes is not None)
+        if codes is None:
+            codes = [np.zeros((len(row), len(self.config.vocab)), np.int32) for row in words]
         for spoken, ids in zip(words, codes, strict=True):
             wanted = (len(spoken), len(self.config.vocab))
             if not spoken or np.shape(ids) != wanted:
@@ -349,7 +352,10 @@ class Taste:
         for start in range(0, len(order), _BATCH):
             rows = order[start : start + _BATCH]
             spoken = self._speak(
-                [texts[i] for i in rows], [codes[i] for i in rows], [speakers[i] for i in rows]
+                [texts[i] for i in rows],
+                [codes[i] for i in rows],
+                [speakers[i] for i in rows],
+                told,
             )
             for i, (audio, durations) in zip(rows, spoken, strict=True):
                 audios[i] = audio
@@ -363,17 +369,17 @@ class Taste:
         out = self._vocode(self._params, log_mel(jnp.asarray(padded)[None], mel_config))
         return np.asarray(out)[0, : len(audio)]
 
-    def _speak(self, texts, codes, speakers):
+    def _speak(self, texts, codes, speakers, told):
         length = _bucket(max(len(t.ids) for t in texts), 64)
         count = _bucket(max(len(c) for c in codes), 16)
         ids = np.zeros((_BATCH, length), np.int32)
         index = np.zeros((_BATCH, length), np.int32)
-        told = np.zeros((_BATCH, count, len(self.config.vocab)), np.int32)
+        levels = np.zeros((_BATCH, count, len(self.config.vocab)), np.int32)
         voices = np.tile(self.default_speaker, (_BATCH, 1))
         for row, (text, code, voice) in enumerate(zip(texts, codes, speakers, strict=True)):
             ids[row, : len(text.ids)], index[row, : len(text.ids)] = text.ids, text.words
-            told[row, : len(code)], voices[row] = code, voice
-        hidden, durations = self._read(self._params, ids, index, told, voices)
+            levels[row, : len(code)], voices[row] = code, voice
+        hidden, durations = self._read(self._params, ids, index, levels, voices, told)
         durations = np.asarray(durations)
         frames = durations.sum(1)
         audio = self._write(self._params, hidden, durations, frames=_bucket(frames.max() + 1, 128))
@@ -381,8 +387,8 @@ class Taste:
         audio = np.asarray(audio)
         return [(audio[row, : frames[row] * hop], durations[row]) for row in range(len(texts))]
 
-    def _read_batch(self, params, ids, index, codes, speakers):
-        latents = self._network.dequantize(params, codes)
+    def _read_batch(self, params, ids, index, codes, speakers, told):
+        latents = self._network.dequantize(params, codes) * told
         state = self._network.part(params, "decoder").read(ids, index, latents, speakers)
         return state.hidden, round_durations(state.log_durations, ids)
 

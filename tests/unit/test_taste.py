@@ -90,6 +90,14 @@ def test_codes_and_speaker_change_the_speech(taste):
         assert len(other) != len(base) or np.abs(other - base).max() > 1e-5
 
 
+def test_text_alone_is_spoken_without_codes(taste):
+    text, speaker = [["hello", "there"]], [taste.default_speaker]
+    [silent], [times] = taste.decode(text, None, speaker)
+    [told], _ = taste.decode(text, [np.zeros((2, 2), int)], speaker)
+    assert np.isfinite(silent).all() and len(times) == 2
+    assert len(silent) != len(told) or np.abs(silent - told).max() > 1e-5
+
+
 def test_lookahead_is_bounded_as_declared(taste):
     """A word far behind changes no state and so no sample of the beginning."""
     codes = np.zeros((30, 2), int)
