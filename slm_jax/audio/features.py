@@ -19,6 +19,7 @@ WHISPER_RATE = 16_000
 WHISPER_N_FFT = 400
 WHISPER_HOP = 160
 
+_HIGHEST_PITCH = 500.0  # Hz; wider smoothing would blur formants
 _POWER_FLOOR = 1e-12  # keeps the gradient of sqrt finite; a magnitude of 1e-6 is below 16-bit noise
 
 
@@ -165,6 +166,39 @@ def log_mel(audio: Float[Array, "B n"], config: MelConfig = DEFAULT_MEL) -> Floa
     spectrum = stft(audio, c.n_fft, c.hop)
     filters = mel_filterbank(c.rate, c.n_fft, c.n_mels, c.fmin, c.fmax)
     return jnp.log(jnp.maximum(_matmul(magnitude(spectrum), filters), 1e-5))
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def log_envelope(
+    audio: Float[Array, "B n"], hertz: Float[Array, "B T"], config: MelConfig
+) -> Float[Array, "B T m"]:
+    """`log_mel` without harmonics: the spectrum is averaged over one pitch wide before the bands.
+
+    The smoothing step of CheapTrick (Morise 2015, Speech Communication 67). What is left is what
+    the vocal tract does; pitch is another feature, and a decoder need not write it twice.
+
+    Args:
+      audio: [B, n] at `config.rate`.
+      hertz: pitch of each frame, any plausible width where there is none.
+      config: the transform and the bands.
+
+    Returns:
+      float32 [B, T, n_mels], T = 1 + n // hop.
+    """
+    c = config
+    power = _power(stft(audio, c.n_fft, c.hop))
+    width = jnp.clip(hertz * c.n_fft / c.rate, 1.0, _HIGHEST_PITCH * c.n_fft / c.rate)[
+        ..., None
+    ]  # in bins
+    reach = int(_HIGHEST_PITCH * c.n_fft / c.rate / 2 + 1)
+    padded = jnp.pad(power, ((0, 0), (0, 0), (reach, reach)), mode="reflect")
+    smooth = jnp.zeros_like(power)
+    for shift in range(-reach, reach + 1):
+        weight = jnp.clip(width / 2 + 0.5 - abs(shift), 0.0, 1.0) / width
+        smooth += weight * padded[..., reach + shift : reach + shift + power.shape[-1]]
+    filters = mel_filterbank(c.rate, c.n_fft, c.n_mels, c.fmin, c.fmax)
+    bands = _matmul(jnp.sqrt(jnp.maximum(smooth, _POWER_FLOOR)), filters)
+    return jnp.log(jnp.maximum(bands, 1e-5))
 
 
 def _power(spectrum: jax.Array) -> jax.Array:

@@ -1,7 +1,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
+from jax.test_util import check_grads
 
 from slm_jax.nn.conv import Conv1d, ConvNeXt, depthwise_conv
 
@@ -42,3 +44,23 @@ def test_lookahead_is_what_it_says():
     difference = np.abs(np.asarray(net(x, jnp.ones((1, 30))) - net(changed, jnp.ones((1, 30)))))
     moved = np.flatnonzero(difference[0].max(-1) > 1e-7)
     assert moved.min() == 20 - net.lookahead
+
+
+def test_a_causal_stack_step_by_step_is_the_whole_at_once():
+    net = ConvNeXt(4, 8, 3, kernel=5, causal=True, rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(3), (2, 9, 4))
+    whole = net(x, jnp.ones((2, 9)))
+    past, steps = net.start(2), []
+    for t in range(9):
+        out, past = net.step(x[:, t], past)
+        steps.append(out)
+    np.testing.assert_allclose(np.stack(steps, 1), whole, atol=1e-5)
+    assert net.lookahead == 0
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_written_out_gradient_of_depthwise_conv_is_right(causal):
+    draw = jax.random.split(jax.random.key(4), 3)
+    x, kernel = jax.random.normal(draw[0], (2, 9, 3)), jax.random.normal(draw[1], (5, 3))
+    bias = jax.random.normal(draw[2], (3,))
+    check_grads(lambda *a: depthwise_conv(*a, causal), (x, kernel, bias), 1, ["rev"], rtol=1e-2)

@@ -6,6 +6,7 @@ import pytest
 from slm_jax.audio.features import (
     MelConfig,
     istft,
+    log_envelope,
     log_mel,
     magnitude,
     mel_filterbank,
@@ -78,3 +79,25 @@ def test_gradients_are_finite_even_on_silence(audio):
 
     assert jnp.isfinite(jax.jit(jax.grad(total))(audio)).all()
     assert jnp.isfinite(jax.jit(jax.grad(lambda x: whisper_log_mel(x).sum()))(audio)).all()
+
+
+def test_the_envelope_of_pulses_has_formants_but_no_harmonics():
+    """Pulses at 200 Hz through a resonance at 2 kHz: `log_mel` shows each harmonic, the envelope
+    only the resonance, whatever the pitch."""
+    config, time = MelConfig(n_fft=512, n_mels=40), np.arange(16_000) / 16_000
+
+    def voice(pitch):
+        harmonics = pitch * np.arange(1, int(8000 / pitch))
+        gains = 1 / (1 + ((harmonics - 2000) / 400) ** 2)
+        return np.sum(gains[:, None] * np.cos(2 * np.pi * harmonics[:, None] * time), axis=0)
+
+    low, high = (voice(pitch) * np.sqrt(pitch) / 200 for pitch in (160.0, 240.0))
+    pitches = np.array([160.0, 240.0])[:, None] * np.ones((1, 63))
+    shown = np.asarray(log_envelope(np.stack([low, high]).astype(np.float32), pitches, config))
+    rippled = np.asarray(log_mel(np.stack([low, high]).astype(np.float32), config))
+    centre = slice(10, -10)
+    bands = slice(4, 36)  # 300 Hz to 6 kHz
+    between = np.abs(shown[0] - shown[1])[centre, bands].max()
+    assert between < 0.35 < 1.0 < np.abs(rippled[0] - rippled[1])[centre, bands].max()
+    weights = mel_filterbank(16_000, 512, 40, 0.0, 8000.0)
+    assert abs(shown[0, 30].argmax() - weights[2000 * 512 // 16_000].argmax()) <= 1
