@@ -21,6 +21,7 @@ from tensorboardX import SummaryWriter
 from slm_jax.errors import UserError
 
 State = dict[str, Any]
+RATE = 16_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +45,7 @@ def fit(
     step_fn: Callable[[State, Any, jax.Array], tuple[State, dict[str, jax.Array]]],
     batches: Callable[[int], Iterable[Any]],
     seed: int,
+    listen: Callable[[State], np.ndarray] | None = None,
 ) -> State:
     """Runs `state, metrics = step_fn(state, batch, key)` from the newest checkpoint to the end.
 
@@ -54,6 +56,7 @@ def fit(
       step_fn: jitted; metrics are scalars.
       batches: from a step on, an endless iterator; batch s is a function of s alone.
       seed: step s draws from fold_in(key(seed), s).
+      listen: gives a sample of what the state says, float32 [n] at 16 kHz, for TensorBoard.
 
     Returns:
       The state after `config.steps` steps.
@@ -90,6 +93,8 @@ def fit(
             sums, logged, began = {}, done, time.perf_counter()
         if done % config.save_every == 0 or done == config.steps:
             checkpointer.save_checkpointables(done, {"state": state}, overwrite=True)
+            if listen is not None:
+                writer.add_audio("sample", np.clip(listen(state), -1, 1), done, sample_rate=RATE)
     checkpointer.close()
     writer.close()
     return state

@@ -1,19 +1,25 @@
-"""The vocoder's recipe: random segments of real and synthesised speech, spectral losses."""
+"""The vocoder's recipe: spectral losses first, then discriminators beside them.
+
+Two stages on segments of real and synthesised speech. Later, `taste_job.adapt_vocoder` repeats the
+second on mels and pitch as the decoder makes them.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import optax
 from flax import nnx
 
-from slm_jax.audio.features import log_mel
-from slm_jax.nn.tree import merge, pure_params
+from slm_jax.audio.features import log_envelope
+from slm_jax.nn.tree import Params, merge, pure_params
 from slm_jax.tokenizers.vocoder import Vocoder, VocoderConfig, spectral_losses
+from slm_jax.training.discriminators import Discriminators, discriminator_loss, generator_losses
 from slm_jax.training.fit import FitConfig, fit
 
 
@@ -22,84 +28,171 @@ class VocoderTraining:
     """Optimisation of the vocoder.
 
     Attributes:
-      segment: samples of one training segment (a multiple of the hop).
-      augment: probability that a segment is resampled to another speed and pitch.
+      fit, adversarial: the two stages.
+      batch: segments a step.
+      frames: mel frames of one segment.
+      peak_lr: of the first stage.
+      adversarial_lr: of generator and discriminators in the second.
+      adversarial_weight, feature_weight: of the discriminators' losses, the spectral ones have 1.
     """
 
-    fit: FitConfig = FitConfig(steps=2000)
-    batch: int = 16
-    segment: int = 12_800
+    fit: FitConfig = FitConfig(steps=1500)
+    adversarial: FitConfig = FitConfig(steps=1500)
+    batch: int = 8
+    frames: int = 50
     peak_lr: float = 1e-3
-    augment: float = 0.3
+    adversarial_lr: float = 2e-4
+    adversarial_weight: float = 0.3
+    feature_weight: float = 0.3
     seed: int = 0
 
 
+class Voiced(NamedTuple):
+    """An utterance for the vocoder: float [n] samples, Hz [T] and voicing [T] of its frames."""
+
+    audio: np.ndarray
+    hertz: np.ndarray
+    voiced: np.ndarray
+
+
 def segments(
-    audios: Sequence[np.ndarray], config: VocoderTraining, start: int
-) -> Iterator[np.ndarray]:
-    """Endless [batch, segment] float32 with random gain; batch s is a function of (seed, s)."""
-    weights = np.array([len(a) for a in audios], np.float64)
+    utterances: Sequence[Voiced], config: VocoderTraining, hop: int, start: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """Endless {"audio" [B, frames * hop], "hertz", "voiced" [B, frames + 1]} at random gains; batch
+    s is a function of (seed, s)."""
+    weights = np.array([len(u.audio) for u in utterances], np.float64)
     weights /= weights.sum()
     step = start
     while True:
         rng = np.random.default_rng((config.seed, step))
-        rows = rng.choice(len(audios), config.batch, p=weights)
-        yield np.stack([_segment(audios[i], config, rng) for i in rows])
+        rows = rng.choice(len(utterances), config.batch, p=weights)
+        cut = [_segment(utterances[i], config.frames, hop, rng) for i in rows]
+        yield {name: np.stack([one[name] for one in cut]) for name in cut[0]}
         step += 1
 
 
-def _segment(audio: np.ndarray, config: VocoderTraining, rng: np.random.Generator) -> np.ndarray:
-    speed = rng.uniform(0.85, 1.2) if rng.random() < config.augment else 1.0
-    needed = int(config.segment * speed) + 2
-    begin = int(rng.integers(0, max(1, len(audio) - needed)))
-    piece = audio[begin : begin + needed]
-    piece = np.pad(piece, (0, needed - len(piece)))
-    if speed != 1.0:
-        # Linear interpolation is enough here: the target is whatever comes out, not the original.
-        piece = np.interp(np.arange(config.segment) * speed, np.arange(needed), piece)
-    return (piece[: config.segment] * rng.uniform(0.3, 1.3)).astype(np.float32)
-
-
-def make_step(graphdef, optimizer, config: VocoderConfig):
-    """(state, audio [B, n], key) -> (state, losses), jitted."""
-
-    def loss(params, audio):
-        predicted = merge(graphdef, params)(log_mel(audio, config.mel))
-        losses = spectral_losses(predicted, audio, config.mel)
-        return sum(losses.values()), losses
-
-    @jax.jit
-    def step(state, audio, key):
-        grads, losses = jax.grad(loss, has_aux=True)(state["params"], audio)
-        updates, opt = optimizer.update(grads, state["opt"], state["params"])
-        return {"params": optax.apply_updates(state["params"], updates), "opt": opt}, losses
-
-    return step
+def _segment(one: Voiced, frames: int, hop: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    at = int(rng.integers(0, max(1, len(one.hertz) - frames)))
+    audio = one.audio[at * hop : (at + frames) * hop].astype(np.float32)
+    audio = np.pad(audio, (0, frames * hop - len(audio))) * rng.uniform(0.4, 1.4)
+    shown = slice(at, at + frames + 1)
+    short = (0, max(0, at + frames + 1 - len(one.hertz)))
+    return {
+        "audio": audio.astype(np.float32),
+        "hertz": np.pad(one.hertz[shown], short, constant_values=100.0).astype(np.float32),
+        "voiced": np.pad(one.voiced[shown], short).astype(np.float32),
+    }
 
 
 def train_vocoder(
-    run_dir: Path, audios: Sequence[np.ndarray], model: VocoderConfig, config: VocoderTraining
-) -> dict:
-    """Trains (or resumes) on mono 16 kHz audio and returns the parameters."""
+    run_dir: Path, utterances: Sequence[Voiced], model: VocoderConfig, config: VocoderTraining
+) -> Params:
+    """Trains (or resumes) both stages on mono audio and returns the parameters."""
     graphdef, params = pure_params(Vocoder(model, rngs=nnx.Rngs(config.seed)))
     schedule = optax.warmup_cosine_decay_schedule(
-        0.0,
-        config.peak_lr,
-        min(100, config.fit.steps // 10),
-        config.fit.steps,
-        config.peak_lr * 0.02,
+        0.0, config.peak_lr, min(50, config.fit.steps // 10), config.fit.steps, 0.1 * config.peak_lr
     )
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(10.0), optax.adamw(schedule, b1=0.8, b2=0.99, weight_decay=0.01)
+    optimizer = optax.chain(optax.clip_by_global_norm(10.0), _adamw(schedule))
+
+    def speak(params, batch):
+        mel = log_envelope(batch["audio"], batch["hertz"], model.mel)
+        return merge(graphdef, params)(mel, batch["hertz"], batch["voiced"])
+
+    def loss(params, batch):
+        losses = spectral_losses(speak(params, batch), batch["audio"], model.mel.rate)
+        return sum(losses.values()), losses
+
+    @jax.jit
+    def step(state, batch, key):
+        del key
+        grads, losses = jax.grad(loss, has_aux=True)(state["params"], batch)
+        updates, opt = optimizer.update(grads, state["opt"], state["params"])
+        return {"params": optax.apply_updates(state["params"], updates), "opt": opt}, losses
+
+    def feed(start):
+        return segments(utterances, config, model.mel.hop, start)
+
+    sample, said = next(feed(0)), jax.jit(speak)
+
+    def listen(state):
+        return np.concatenate(said(state["params"], sample))
+
+    state: dict[str, Any] = {"params": params, "opt": optimizer.init(params)}
+    params = fit(run_dir, "vocoder", config.fit, state, step, feed, config.seed, listen)["params"]
+
+    def pair(params, batch, key):
+        del key
+        return speak(params, batch), batch["audio"]
+
+    return train_adversarially(
+        run_dir, "adversarial", params, pair, feed, model, config, config.adversarial
     )
-    state = {"params": params, "opt": optimizer.init(params)}
-    step = make_step(graphdef, optimizer, model)
-    return fit(
-        run_dir,
-        "vocoder",
-        config.fit,
-        state,
-        step,
-        lambda start: segments(audios, config, start),
-        config.seed,
-    )["params"]
+
+
+def train_adversarially(
+    run_dir: Path,
+    name: str,
+    params: Params,
+    pair: Callable[[Params, Any, jax.Array], tuple[jax.Array, jax.Array]],
+    feed: Callable[[int], Iterator[Any]],
+    model: VocoderConfig,
+    config: VocoderTraining,
+    schedule: FitConfig,
+) -> Params:
+    """Generator and discriminators in turns, one step each (LSGAN; `discriminators`).
+
+    Args:
+      pair: (params, batch, key) -> generated and real audio, both [B, n].
+      feed: from a step on, endless batches.
+
+    Returns:
+      The generator's parameters.
+    """
+    graphdef, critics = pure_params(Discriminators(rngs=nnx.Rngs(config.seed + 1)))
+    rate = optax.cosine_decay_schedule(config.adversarial_lr, schedule.steps, 0.1)
+    optimizer = optax.chain(optax.clip_by_global_norm(10.0), _adamw(rate))
+    criticising = optax.chain(optax.clip_by_global_norm(10.0), _adamw(lambda s: 2 * rate(s)))
+
+    def generating(params, critics, batch, key):
+        fake, real = pair(params, batch, key)
+        named = spectral_losses(fake, real, model.mel.rate)
+        judged = generator_losses(merge(graphdef, critics), real, fake)
+        total = sum(named.values()) + config.adversarial_weight * judged["adversarial"]
+        return total + config.feature_weight * judged["features"], (named | judged, fake, real)
+
+    def judging(critics, real, fake):
+        return discriminator_loss(merge(graphdef, critics), real, fake)
+
+    @jax.jit
+    def step(state, batch, key):
+        grads, (named, fake, real) = jax.grad(generating, has_aux=True)(
+            state["params"], state["critics"], batch, key
+        )
+        updates, opt = optimizer.update(grads, state["opt"], state["params"])
+        fake = jax.lax.stop_gradient(fake)
+        lost, harsh = jax.value_and_grad(judging)(state["critics"], real, fake)
+        moved, critic_opt = criticising.update(harsh, state["critic_opt"], state["critics"])
+        new = {
+            "params": optax.apply_updates(state["params"], updates),
+            "opt": opt,
+            "critics": optax.apply_updates(state["critics"], moved),
+            "critic_opt": critic_opt,
+        }
+        return new, named | {"discriminator": lost}
+
+    sample, said = next(feed(0)), jax.jit(pair)
+
+    def listen(state):
+        return np.concatenate(said(state["params"], sample, jax.random.key(0))[0])
+
+    state = {
+        "params": params,
+        "opt": optimizer.init(params),
+        "critics": critics,
+        "critic_opt": criticising.init(critics),
+    }
+    return fit(run_dir, name, schedule, state, step, feed, config.seed + 2, listen)["params"]
+
+
+def _adamw(rate: Any) -> optax.GradientTransformation:
+    return optax.adamw(rate, b1=0.8, b2=0.99, weight_decay=0.01)
