@@ -34,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         datasets[name] = [split[i] for i in range(len(split))]
     job.run_dir.mkdir(parents=True, exist_ok=True)
     (job.run_dir / "config.gin").write_text(config.dump(job), encoding="utf-8")
-    print(f"tokenizer: {train(job, datasets, fetch.locate(job.whisper))}")
+    whisper, pronunciations = fetch.locate(job.whisper), fetch.locate(job.pronunciations)
+    print(f"tokenizer: {train(job, datasets, whisper, pronunciations)}")
 
 
 if __name__ == "__main__":

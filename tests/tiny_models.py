@@ -10,8 +10,9 @@ import transformers
 from tokenizers import decoders, models, pre_tokenizers
 
 from slm_jax.nn.quantizers import RvqConfig
-from slm_jax.tokenizers.taste import TasteConfig, TasteNetwork, save_taste
+from slm_jax.tokenizers.taste import save_taste
 from slm_jax.tokenizers.taste_decoder import TasteDecoderConfig
+from slm_jax.tokenizers.taste_network import TasteConfig, TasteNetwork
 from slm_jax.tokenizers.vocoder import VocoderConfig
 from slm_jax.tokenizers.whisper import Whisper
 
@@ -54,11 +55,12 @@ def tiny_whisper(folder: Path) -> Path:
 
 def tiny_taste_config(**changes) -> TasteConfig:
     settings = {
-        "value_layer": 1,
+        "value_layers": (1,),
         "aggregator_layers": (0,),
+        "quantizer": "rvq",
         "rvq": RvqConfig(levels=2, codes=8, width=8),
         "speaker_width": 4,
-        "decoder": TasteDecoderConfig(8, 8, 1, 8, 8, 1),
+        "decoder": TasteDecoderConfig(8, 8, 1, 1, 8, 8, 1),
         "vocoder": VocoderConfig(width=8, mlp=8, layers=1),
     }
     return TasteConfig(**settings | changes)

@@ -11,80 +11,41 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from slm_jax.audio.features import MelConfig, log_mel
+from slm_jax.audio.features import MelConfig, log_envelope
+from slm_jax.audio.pitch import PitchConfig, pitch
+from slm_jax.data.schema import Word
 from slm_jax.errors import UserError
-from slm_jax.nn.quantizers import (
-    FsqConfig,
-    Quantized,
-    RvqConfig,
-    fsq,
-    fsq_codebooks,
-    fsq_decode,
-    rvq,
-    rvq_decode,
-    rvq_init,
-)
-from slm_jax.nn.tree import Params, flatten, load_flat, merge, pure_params
+from slm_jax.nn.quantizers import FsqConfig, RvqConfig, fsq_codebooks
+from slm_jax.nn.tree import Params, flatten, load_flat
 from slm_jax.streams import UTTERANCE, WORD, StreamSpec, fingerprint
 from slm_jax.tokenizers.taste_decoder import (
-    TasteDecoder,
     TasteDecoderConfig,
     round_durations,
     text_bytes,
     word_times,
 )
-from slm_jax.tokenizers.taste_encoder import Aggregator, SpeakerEncoder, word_mean
-from slm_jax.tokenizers.taste_listen import CONTEXTS, Heard, Listener
-from slm_jax.tokenizers.vocoder import Vocoder, VocoderConfig
-from slm_jax.tokenizers.whisper import WhisperConfig
+from slm_jax.tokenizers.taste_listen import CONTEXTS, RATE, Listener
+from slm_jax.tokenizers.taste_network import (
+    TasteConfig,
+    TasteNetwork,
+    aligned,
+    bucket,
+    pad_heard,
+)
+from slm_jax.tokenizers.vocoder import VocoderConfig, fill_pitch
+from slm_jax.tokenizers.whisper import Whisper
 
 STARTER = Path(__file__).resolve().parent.parent / "weights" / "taste"
 CONFIG, WEIGHTS = "config.json", "weights.safetensors"
-RATE = 16_000
+SPEAKER_STEPS = 127  # a speaker vector's numbers are multiples of 1 / 127
 _BATCH = 8
-
-
-@dataclasses.dataclass(frozen=True)
-class TasteConfig:
-    """Sizes of the starter; `gin/taste_paper.gin` has the paper's.
-
-    Attributes:
-      value_layer: Whisper encoder layers below the aggregator's values.
-      aggregator_layers: which Whisper decoder layers the aggregator starts from.
-      pooling: a word's latent is the "mean" of its tokens' (the paper's), or that of its "last".
-      quantizer: "rvq" or "fsq"; the config of that name counts.
-      speaker_width: of the utterance's speaker vector.
-    """
-
-    value_layer: int = 2
-    aggregator_layers: tuple[int, ...] = (0, 3)
-    pooling: Literal["mean", "last"] = "mean"
-    quantizer: Literal["rvq", "fsq"] = "rvq"
-    rvq: RvqConfig = RvqConfig(levels=4, codes=64, width=64)
-    fsq: FsqConfig = FsqConfig(levels=4, grid=(4, 4, 4))
-    speaker_width: int = 32
-    decoder: TasteDecoderConfig = TasteDecoderConfig()
-    vocoder: VocoderConfig = VocoderConfig()
-
-    def __post_init__(self):
-        if not self.aggregator_layers or self.value_layer < 0 or self.speaker_width < 1:
-            raise ValueError("TasteConfig: aggregator_layers, value_layer or speaker_width")
-
-    @property
-    def latent(self) -> int:
-        return self.rvq.width if self.quantizer == "rvq" else self.fsq.width
-
-    @property
-    def vocab(self) -> tuple[int, ...]:
-        return self.rvq.vocab if self.quantizer == "rvq" else self.fsq.vocab
 
 
 def taste_fingerprint(path: Path | str | None = None) -> str:
@@ -104,93 +65,6 @@ def _identify(path: Path | str | None) -> tuple[Path, str]:
             raise UserError(f"no TASTE tokenizer in {folder}: {name} is missing", remedy)
     files = [(folder / name).read_bytes() for name in (CONFIG, WEIGHTS)]
     return folder, fingerprint(*files)
-
-
-class TasteNetwork:
-    """The trainable parts as pure functions of one parameter tree
-    {"aggregator", "speaker", "decoder", "vocoder", "quantizer"}."""
-
-    def __init__(self, config: TasteConfig, whisper: WhisperConfig):
-        self.config = config
-        parts = nnx.eval_shape(lambda: self._modules(config, whisper, nnx.Rngs(0)))
-        self._graphs = {name: pure_params(part)[0] for name, part in parts.items()}
-        self._whisper = whisper
-
-    @staticmethod
-    def _modules(config: TasteConfig, whisper: WhisperConfig, rngs: nnx.Rngs) -> dict[str, Any]:
-        mel = config.vocoder.mel
-        layers = len(config.aggregator_layers)
-        return {
-            "aggregator": Aggregator(whisper, layers, config.latent, rngs=rngs),
-            "speaker": SpeakerEncoder(whisper.width, config.speaker_width, rngs=rngs),
-            "decoder": TasteDecoder(
-                config.decoder, mel, config.latent, config.speaker_width, rngs=rngs
-            ),
-            "vocoder": Vocoder(config.vocoder, rngs=rngs),
-        }
-
-    def init(self, seed: int) -> Params:
-        """Random parameters, and empty codebooks."""
-        modules = self._modules(self.config, self._whisper, nnx.Rngs(seed))
-        params = {name: pure_params(module)[1] for name, module in modules.items()}
-        quantizer = rvq_init(self.config.rvq) if self.config.quantizer == "rvq" else {}
-        return params | {"quantizer": quantizer}
-
-    def part(self, params: Params, name: str) -> Any:
-        """One module with its parameters, for use inside jit."""
-        return merge(self._graphs[name], params[name])
-
-    def latents(self, params: Params, batch: dict[str, jax.Array], words: int) -> jax.Array:
-        """[B, W, latent] before quantisation; see `pad_heard` for the batch."""
-        tokens = self.part(params, "aggregator")(
-            batch["tokens"], batch["keys"], batch["values"], batch["audio_mask"]
-        )
-        index = batch["token_words"]
-        if self.config.pooling == "last":
-            following = jnp.pad(index[:, 1:], ((0, 0), (0, 1)), constant_values=-1)
-            index = jnp.where(index == following, -1, index)
-        return word_mean(tokens, index, words)
-
-    def speaker(self, params: Params, batch: dict[str, jax.Array]) -> jax.Array:
-        """[B, speaker_width]."""
-        return self.part(params, "speaker")(batch["values"], batch["audio_mask"])
-
-    def quantize(
-        self, params: Params, latents: jax.Array, mask: jax.Array, used: jax.Array | int
-    ) -> Quantized:
-        """Straight-through; see `slm_jax.nn.quantizers`."""
-        if self.config.quantizer == "fsq":
-            return fsq(self.config.fsq, latents)
-        return rvq(params["quantizer"]["codebooks"], latents, mask, used)
-
-    def dequantize(self, params: Params, codes: jax.Array) -> jax.Array:
-        """codes [..., K] -> latents [..., latent]."""
-        if self.config.quantizer == "fsq":
-            return fsq_decode(self.config.fsq, codes)
-        return rvq_decode(params["quantizer"]["codebooks"], codes)
-
-
-def pad_heard(
-    heard: Sequence[Heard], listener: Listener, rows: int, frames: int, tokens: int
-) -> dict[str, np.ndarray]:
-    """A batch of the aggregator's inputs, zero padded to [rows, frames | tokens, ...]."""
-    width = heard[0].keys.shape[1]
-    keys = np.zeros((rows, frames, width), np.float32)
-    values = np.zeros_like(keys)
-    audio_mask = np.zeros((rows, frames), np.float32)
-    ids = np.full((rows, tokens), listener.text.end, np.int32)
-    token_words = np.full((rows, tokens), -1, np.int32)
-    for row, h in enumerate(heard):
-        keys[row, : len(h.keys)], values[row, : len(h.values)] = h.keys, h.values
-        audio_mask[row, : len(h.keys)] = 1
-        ids[row, : len(h.tokens)], token_words[row, : len(h.tokens)] = h.tokens, h.token_words
-    return {
-        "keys": keys,
-        "values": values,
-        "audio_mask": audio_mask,
-        "tokens": listener.embed(ids),
-        "token_words": token_words,
-    }
 
 
 class Taste:
@@ -214,7 +88,7 @@ class Taste:
     ):
         self.config = config
         self.default_speaker = default_speaker
-        self._listener = Listener(whisper, config.value_layer)
+        self._listener = Listener(whisper, config.value_layers, config.vocoder.mel)
         network = TasteNetwork(config, self._listener.config)
         self._network = network
         self._params = params
@@ -254,8 +128,7 @@ class Taste:
         except Exception as error:  # safetensors raises its own bare exception
             raise UserError(f"{weights_file} is damaged: {error}", "restore the file") from error
         default_speaker = flat.pop("default_speaker").astype(np.float32)
-        listener_config = Listener(whisper, config.value_layer).config
-        network = TasteNetwork(config, listener_config)
+        network = TasteNetwork(config, Whisper.load(whisper).config)
         target = jax.eval_shape(lambda: network.init(0))
         target["quantizer"].pop("counts", None)
         target["quantizer"].pop("sums", None)
@@ -275,12 +148,12 @@ class Taste:
 
         Args:
           audios: mono float32 at 16 kHz.
-          words: of each, with `text`, `start` and `end` (seconds). Times only decide where audio
-            beyond 29 s is cut.
+          words: of each, with `text`, `start` and `end` (seconds). The times bound the search of
+            the tokenizer's own aligner, and decide where audio beyond 29 s is cut.
 
         Returns:
           codes: int32 [W, K] for each.
-          speakers: float32 [speaker_width] for each, of unit length.
+          speakers: float32 [speaker_width] for each, of unit length, in steps of 1 / 127.
         """
         pieces = [_cut(audio, spoken) for audio, spoken in zip(audios, words, strict=True)]
         flat = [piece for utterance in pieces for piece in utterance]
@@ -291,7 +164,9 @@ class Taste:
             at += len(utterance)
             all_codes.append(np.concatenate(codes[here]))
             mean = np.mean(speakers[here], axis=0)
-            all_speakers.append((mean / np.linalg.norm(mean)).astype(np.float32))
+            # Eight bits a number: what a speaker costs is what is said of it.
+            whole = np.round(mean / np.linalg.norm(mean) * SPEAKER_STEPS)
+            all_speakers.append((whole / SPEAKER_STEPS).astype(np.float32))
         return all_codes, all_speakers
 
     def _encode_short(self, audios, words):
@@ -302,19 +177,22 @@ class Taste:
         for start in range(0, len(order), _BATCH):
             rows = order[start : start + _BATCH]
             chunk = [heard[i] for i in rows]
-            frames = _bucket(max(len(h.keys) for h in chunk), 200)
-            tokens = _bucket(max(len(h.tokens) for h in chunk), 32)
-            batch = pad_heard(chunk, self._listener, _BATCH, frames, tokens)
-            count = _bucket(max(len(words[i]) for i in rows), 16)
+            frames = bucket(max(len(h.mel) for h in chunk), 256)
+            length = bucket(max(len(h.text.ids) for h in chunk), 64)
+            batch = pad_heard(chunk, self._listener, _BATCH, frames, length)
+            count = bucket(max(len(words[i]) for i in rows), 16)
             found, voices = jax.device_get(self._encode(self._params, batch, words=count))
             for row, i in enumerate(rows):
                 codes[i], speakers[i] = found[row, : len(words[i])], voices[row]
         return codes, speakers
 
     def _encode_batch(self, params, batch, *, words):
-        latents = self._network.latents(params, batch, words)
+        speaker = self._network.speaker(params, batch)
+        _, prior = self._network.part(params, "decoder").read(batch["ids"], speaker)
+        durations = aligned(prior, batch)
+        latents = self._network.latents(params, batch, words, durations)
         codes = self._network.quantize(params, latents, jnp.ones(latents.shape[:2]), 1).codes
-        return codes, self._network.speaker(params, batch)
+        return codes, speaker
 
     def decode(
         self,
@@ -363,15 +241,20 @@ class Taste:
         return audios, times
 
     def vocode(self, audio: np.ndarray) -> np.ndarray:
-        """Mono 16 kHz audio through its own mels and the vocoder alone: the decoder's ceiling."""
+        """Mono 16 kHz audio through its own mels, pitch and the vocoder alone: the decoder's
+        ceiling."""
         mel_config = self.config.vocoder.mel
-        padded = np.pad(audio, (0, -len(audio) % (64 * mel_config.hop)))
-        out = self._vocode(self._params, log_mel(jnp.asarray(padded)[None], mel_config))
+        padded = np.pad(audio, (0, -len(audio) % (64 * mel_config.hop)))[None]
+        hertz, voiced = pitch(padded, PitchConfig(rate=mel_config.rate, hop=mel_config.hop))
+        voiced = voiced.astype(jnp.float32)
+        hertz = fill_pitch(hertz, voiced)
+        mel = log_envelope(jnp.asarray(padded), hertz, mel_config)
+        out = self._vocode(self._params, mel, hertz, voiced)
         return np.asarray(out)[0, : len(audio)]
 
     def _speak(self, texts, codes, speakers, told):
-        length = _bucket(max(len(t.ids) for t in texts), 64)
-        count = _bucket(max(len(c) for c in codes), 16)
+        length = bucket(max(len(t.ids) for t in texts), 64)
+        count = bucket(max(len(c) for c in codes), 16)
         ids = np.zeros((_BATCH, length), np.int32)
         index = np.zeros((_BATCH, length), np.int32)
         levels = np.zeros((_BATCH, count, len(self.config.vocab)), np.int32)
@@ -382,22 +265,24 @@ class Taste:
         hidden, durations = self._read(self._params, ids, index, levels, voices, told)
         durations = np.asarray(durations)
         frames = durations.sum(1)
-        audio = self._write(self._params, hidden, durations, frames=_bucket(frames.max() + 1, 128))
+        audio = self._write(self._params, hidden, durations, frames=bucket(frames.max() + 1, 128))
         hop = self.config.vocoder.mel.hop
         audio = np.asarray(audio)
         return [(audio[row, : frames[row] * hop], durations[row]) for row in range(len(texts))]
 
     def _read_batch(self, params, ids, index, codes, speakers, told):
         latents = self._network.dequantize(params, codes) * told
-        state = self._network.part(params, "decoder").read(ids, index, latents, speakers)
-        return state.hidden, round_durations(state.log_durations, ids)
+        decoder = self._network.part(params, "decoder")
+        hidden, _ = decoder.read(ids, speakers)
+        hidden, log_durations = decoder.tell(hidden, ids, index, latents)
+        return hidden, round_durations(log_durations, ids)
 
     def _write_batch(self, params, hidden, durations, *, frames):
-        mel = self._network.part(params, "decoder").mels(hidden, durations, frames)
-        return self._vocode_batch(params, mel)
+        decoder = self._network.part(params, "decoder")
+        return self._vocode_batch(params, *decoder.sound(hidden, durations, frames))
 
-    def _vocode_batch(self, params, mel):
-        return jnp.clip(self._network.part(params, "vocoder")(mel), -1, 1)
+    def _vocode_batch(self, params, mel, hertz, voiced):
+        return jnp.clip(self._network.part(params, "vocoder")(mel, hertz, voiced), -1, 1)
 
 
 def save_taste(
@@ -422,6 +307,7 @@ def taste_config(data: dict[str, Any]) -> TasteConfig:
     return TasteConfig(
         **data
         | {
+            "value_layers": tuple(data["value_layers"]),
             "aggregator_layers": tuple(data["aggregator_layers"]),
             "rvq": RvqConfig(**data["rvq"]),
             "fsq": FsqConfig(**data["fsq"] | {"grid": tuple(data["fsq"]["grid"])}),
@@ -431,15 +317,14 @@ def taste_config(data: dict[str, Any]) -> TasteConfig:
     )
 
 
-def _bucket(size: int, step: int) -> int:
-    """The next multiple of `step`: few shapes, few compilations."""
-    return int(-(-size // step) * step)
-
-
-def _cut(audio: np.ndarray, words: Sequence[Any]) -> list[tuple[np.ndarray, list[str]]]:
-    """Pieces of at most 29 s, cut between words."""
+def _cut(audio: np.ndarray, words: Sequence[Any]) -> list[tuple[np.ndarray, list[Word]]]:
+    """Pieces of at most 29 s, cut between words, with the words' times in the piece."""
     limit = (CONTEXTS[-1] - 1) * RATE
     pieces, first, begin = [], 0, 0
+
+    def shifted(some):
+        return [Word(w.text, w.start - begin / RATE, w.end - begin / RATE) for w in some]
+
     while len(audio) - begin > limit:
         fit = [i for i in range(first + 1, len(words)) if words[i].start * RATE - begin <= limit]
         if not fit:
@@ -448,7 +333,7 @@ def _cut(audio: np.ndarray, words: Sequence[Any]) -> list[tuple[np.ndarray, list
                 "cut the recording at its long pauses first",
             )
         end = int(words[fit[-1]].start * RATE)
-        pieces.append((audio[begin:end], [w.text for w in words[first : fit[-1]]]))
+        pieces.append((audio[begin:end], shifted(words[first : fit[-1]])))
         first, begin = fit[-1], end
-    pieces.append((audio[begin:], [w.text for w in words[first:]]))
+    pieces.append((audio[begin:], shifted(words[first:])))
     return pieces

@@ -1,9 +1,10 @@
 """TASTE's decoder side: words, TASTE tokens and a speaker vector to durations and mel frames.
 
-Non-autoregressive, in the manner of FastSpeech (Ren et al. 2019, arXiv 1905.09263): each UTF-8 byte
-of the text gets a duration, its hidden state is repeated for as many frames, and a convolutional
-stack turns frames into mels. The reference decodes with an autoregressive unit LM instead
-(`TasteSpeechDecoder`). Everything is convolutional, so that the look-ahead is bounded and known.
+Non-autoregressive by default, in the manner of FastSpeech (Ren et al. 2019, arXiv 1905.09263): each
+UTF-8 byte of the text gets a duration, its hidden state is repeated for as many frames, and a
+convolutional stack turns frames into mels and pitch, all at once or (`autoregressive`) one after
+the other. The reference decodes with an autoregressive unit LM (`TasteSpeechDecoder`). Everything
+is convolutional, so that the look-ahead is bounded and known.
 Durations are learned by monotonic alignment (Kim et al. 2020, Glow-TTS, arXiv 2005.11129 §2.2).
 """
 
@@ -22,7 +23,7 @@ from flax import nnx
 from slm_jax.audio.features import MelConfig
 from slm_jax.nn.conv import ConvNeXt
 from slm_jax.nn.layers import Embedding, LayerNorm, Linear
-from slm_jax.tokenizers.vocoder import denormalise_mel
+from slm_jax.tokenizers.vocoder import denormalise_mel, denormalise_pitch
 
 BEGIN, END = 2, 3  # control bytes that never occur in text: the silence around an utterance
 _SPACE = ord(" ")
@@ -34,18 +35,24 @@ class TasteDecoderConfig:
 
     Attributes:
       text_width, text_mlp, text_layers: of the stack over bytes.
+      told_layers: of the second one over bytes, which has heard the latents.
       width, mlp, layers: of the stack over frames.
+      stride: frames that one position of that stack writes.
+      autoregressive: whether each position hears the frames before it; then they come in turn.
     """
 
     text_width: int = 256
     text_mlp: int = 512
     text_layers: int = 5
+    told_layers: int = 2
     width: int = 256
     mlp: int = 640
     layers: int = 7
+    stride: int = 2
+    autoregressive: bool = False
 
     def __post_init__(self):
-        if min(dataclasses.astuple(self)) < 1:
+        if min(dataclasses.astuple(self)[:-1]) < 1:
             raise ValueError("TasteDecoderConfig: all sizes must be positive")
 
 
@@ -97,12 +104,12 @@ def text_bytes(words: Sequence[str]) -> TextBytes:
     return TextBytes(np.array(ids, np.int32), np.array(index, np.int32))
 
 
-class TextState(NamedTuple):
-    """hidden [B, N, D], prior [B, N, n_mels] (the mel each byte expects), log_durations [B, N]."""
+class Frames(NamedTuple):
+    """mel [B, T, n_mels] and pitch [B, T], both normalised, and voicing [B, T], a logit."""
 
-    hidden: jax.Array
-    prior: jax.Array
-    log_durations: jax.Array
+    mel: jax.Array
+    pitch: jax.Array
+    voicing: jax.Array
 
 
 class TasteDecoder(nnx.Module):
@@ -124,59 +131,152 @@ class TasteDecoder(nnx.Module):
     ):
         d = config.text_width
         self.bytes = Embedding(256, d, rngs=rngs, init=jax.nn.initializers.normal(0.5))
-        self.latent = Linear(latent, d, bias=True, rngs=rngs)
         self.speaker = Linear(speaker_width, d, rngs=rngs)
         self.text = ConvNeXt(d, config.text_mlp, config.text_layers, rngs=rngs)
         self.text_norm = LayerNorm(d)
-        self.duration_in = Linear(d, d, bias=True, rngs=rngs)
-        self.duration = ConvNeXt(d, config.text_mlp, 2, kernel=3, rngs=rngs)
-        self.duration_out = Linear(d, 1, bias=True, rngs=rngs)
         self.prior = Linear(d, mel.n_mels, bias=True, rngs=rngs)
-        self.frame_in = Linear(d + _POSITION_FEATURES, config.width, bias=True, rngs=rngs)
-        self.frames = ConvNeXt(config.width, config.mlp, config.layers, rngs=rngs)
+        self.latent = Linear(latent, d, bias=True, rngs=rngs)
+        self.told = ConvNeXt(d, config.text_mlp, config.told_layers, rngs=rngs)
+        self.told_norm = LayerNorm(d)
+        self.duration_out = Linear(d, 1, bias=True, rngs=rngs)
+        self.stride = config.stride
+        entering = config.stride * (d + _POSITION_FEATURES)
+        leaving = config.stride * (mel.n_mels + 2)
+        self.frame_in = Linear(entering, config.width, bias=True, rngs=rngs)
+        self.autoregressive = config.autoregressive
+        if self.autoregressive:
+            self.before_in = Linear(leaving, _BOTTLENECK, bias=True, rngs=rngs)
+            self.before_out = Linear(_BOTTLENECK, config.width, rngs=rngs)
+        self.frames = ConvNeXt(
+            config.width, config.mlp, config.layers, causal=self.autoregressive, rngs=rngs
+        )
         self.frame_norm = LayerNorm(config.width)
-        self.mel_out = Linear(config.width, mel.n_mels, bias=True, rngs=rngs)
-        self.text_lookahead = self.text.lookahead + self.duration.lookahead
-        self.frame_lookahead = self.frames.lookahead
+        self.frame_out = Linear(config.width, leaving, bias=True, rngs=rngs)
+        self.text_lookahead = self.text.lookahead + self.told.lookahead
+        self.frame_lookahead = config.stride * (self.frames.lookahead + 1) - 1
 
-    def read(
-        self, ids: jax.Array, words: jax.Array, latents: jax.Array, speaker: jax.Array
-    ) -> TextState:
-        """ids, words int [B, N] (id 0 is padding), latents [B, W, L], speaker [B, E]."""
-        mask = (ids > 0).astype(latents.dtype)
-        told = pick(self.latent(latents), words)
-        x = self.bytes(ids) + told + self.speaker(speaker)[:, None]
-        hidden = self.text_norm(self.text(x, mask))
-        timed = self.duration(self.duration_in(hidden), mask)
-        return TextState(hidden, self.prior(hidden), self.duration_out(timed)[..., 0])
-
-    def write(self, hidden: jax.Array, durations: jax.Array, frames: int) -> jax.Array:
-        """Repeats each byte's state for its frames and predicts mels.
+    def read(self, ids: jax.Array, speaker: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """What the text alone says.
 
         Args:
-          hidden: [B, N, D].
-          durations: int [B, N], frames of each byte, 0 for padding.
-          frames: T, at least the largest sum of durations.
+          ids: int [B, N], 0 is padding.
+          speaker: [B, E].
 
         Returns:
-          normalised mels [B, T, n_mels]; rows end where their durations do.
+          hidden: [B, N, D].
+          prior: [B, N, n_mels], the mel that each byte expects, by which audio is aligned.
         """
+        mask = (ids > 0).astype(speaker.dtype)
+        x = self.bytes(ids) + self.speaker(speaker)[:, None]
+        hidden = self.text_norm(self.text(x, mask))
+        return hidden, self.prior(hidden)
+
+    def tell(
+        self, hidden: jax.Array, ids: jax.Array, index: jax.Array, latents: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Adds how the words are said.
+
+        Args:
+          hidden: [B, N, D] of `read`.
+          ids, index: int [B, N], bytes and the word of each.
+          latents: [B, W, L]; zeros say nothing.
+
+        Returns:
+          hidden: [B, N, D].
+          log_durations: [B, N], of frames.
+        """
+        mask = (ids > 0).astype(hidden.dtype)
+        x = hidden + pick(self.latent(latents), index)
+        hidden = self.told_norm(self.told(x, mask))
+        return hidden, self.duration_out(hidden)[..., 0]
+
+    def write(
+        self, hidden: jax.Array, durations: jax.Array, real: Frames, key: jax.Array
+    ) -> Frames:
+        """Repeats each byte's state for its frames and predicts mels and pitch.
+
+        Args:
+          hidden: [B, N, D] of `tell`.
+          durations: int [B, N], frames of each byte, 0 for padding.
+          real: the frames that are to be predicted, whose voicing is 0 or 1; an autoregressive
+            decoder hears the one before each (teacher forcing).
+          key: of the dropout on these.
+
+        Returns:
+          Frames of the same shape; rows end where their durations do.
+        """
+        x, mask = self._inputs(hidden, durations, real.pitch.shape[1])
+        if self.autoregressive:
+            shown = self._together(
+                jnp.concatenate([real.mel, real.pitch[..., None], real.voicing[..., None]], axis=-1)
+            )
+            x += self._heard_before(jnp.pad(shown[:, :-1], ((0, 0), (1, 0), (0, 0))), key)
+        return self._frames(self.frames(x, mask))
+
+    def sound(
+        self, hidden: jax.Array, durations: jax.Array, frames: int
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """What the vocoder reads: natural-log mels [B, T, n_mels], Hz [B, T] and voiced [B, T], 0
+        or 1, of T = `frames`; silence behind the end of a row."""
+        x, mask = self._inputs(hidden, durations, frames)
+        out = self._roll(x) if self.autoregressive else self._frames(self.frames(x, mask))
+        inside = jnp.arange(frames)[None] < durations.sum(1, keepdims=True)
+        mel = jnp.where(inside[..., None], denormalise_mel(out.mel), jnp.log(1e-5))
+        voiced = ((out.voicing > 0) & inside).astype(mel.dtype)
+        return mel, denormalise_pitch(jnp.clip(out.pitch, -2.0, 3.0)), voiced
+
+    def _inputs(
+        self, hidden: jax.Array, durations: jax.Array, frames: int
+    ) -> tuple[jax.Array, jax.Array]:
+        """[B, T / stride, width], and [B, T / stride] with 0 behind the end of a row."""
         ends = jnp.cumsum(durations, axis=1)
         time = jnp.arange(frames)
         owner = owners(durations, frames)
         length = jnp.take_along_axis(durations, owner, axis=1)
         since = time - (jnp.take_along_axis(ends, owner, axis=1) - length)
-        mask = (time[None] < ends[:, -1:]).astype(hidden.dtype)
+        mask = (time[None, :: self.stride] < ends[:, -1:]).astype(hidden.dtype)
         repeated = pick(hidden, owner)
-        x = self.frame_in(jnp.concatenate([repeated, _position(since, length)], axis=-1))
-        return self.mel_out(self.frame_norm(self.frames(x, mask)))
+        x = jnp.concatenate([repeated, _position(since, length)], axis=-1)
+        return self.frame_in(self._together(x)), mask
 
-    def mels(self, hidden: jax.Array, durations: jax.Array, frames: int) -> jax.Array:
-        """Natural-log mels [B, T, n_mels] for the vocoder; silence behind the end of a row."""
-        ends = durations.sum(axis=1)
-        inside = jnp.arange(frames)[None] < ends[:, None]
-        mel = denormalise_mel(self.write(hidden, durations, frames))
-        return jnp.where(inside[..., None], mel, jnp.log(1e-5))
+    def _together(self, x: jax.Array) -> jax.Array:
+        """[B, T, D] -> [B, T / stride, stride * D]."""
+        rows, frames, width = x.shape
+        return x.reshape(rows, frames // self.stride, self.stride * width)
+
+    def _frames(self, x: jax.Array) -> Frames:
+        """[..., P, width] -> frames, stride * P of them."""
+        out = self.frame_out(self.frame_norm(x))
+        out = out.reshape(*out.shape[:-2], out.shape[-2] * self.stride, -1)
+        return Frames(out[..., :-2], out[..., -2], out[..., -1])
+
+    def _heard_before(self, shown: jax.Array, key: jax.Array) -> jax.Array:
+        """Dropout stays on in use, as in Tacotron 2 (arXiv 1712.05884 §2.2): else a frame learns to
+        repeat the one before it."""
+        squeezed = jax.nn.relu(self.before_in(shown))
+        kept = jax.random.bernoulli(key, 0.5, squeezed.shape)
+        return self.before_out(2.0 * squeezed * kept)
+
+    def _roll(self, x: jax.Array) -> Frames:
+        """Frame after frame, each hearing the one before as it was made."""
+        rows, count, _ = x.shape
+        first = jnp.zeros((rows, self.before_in.kernel[...].shape[0]))
+
+        def step(carry, inputs):
+            shown, past = carry
+            x, t = inputs
+            x += self._heard_before(shown, jax.random.fold_in(jax.random.key(0), t))
+            out, past = self.frames.step(x, past)
+            made = self._frames(out[:, None])
+            voiced = (made.voicing > 0).astype(x.dtype)
+            parts = [made.mel, made.pitch[..., None], voiced[..., None]]
+            shown = self._together(jnp.concatenate(parts, axis=-1))[:, 0]
+            return (shown, past), made
+
+        carry = (first, self.frames.start(rows))
+        _, made = jax.lax.scan(step, carry, (jnp.moveaxis(x, 1, 0), jnp.arange(count)))
+        in_turn = (jnp.moveaxis(part, 0, 1) for part in made)  # [B, P, stride, ...]
+        return Frames(*(p.reshape(rows, count * self.stride, *p.shape[3:]) for p in in_turn))
 
 
 def owners(durations: jax.Array, frames: int) -> jax.Array:
@@ -193,6 +293,7 @@ def pick(x: jax.Array, index: jax.Array) -> jax.Array:
 
 
 _POSITION_FEATURES = 6
+_BOTTLENECK = 64  # of what an autoregressive decoder hears of the frame before
 
 
 def _position(since: jax.Array, length: jax.Array) -> jax.Array:

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from slm_jax.nn.attention import MaskSpec
 from slm_jax.nn.layers import LayerNorm, Linear, scan_layers, stack
+from slm_jax.tokenizers.taste_prosody import FEATURES
 from slm_jax.tokenizers.whisper import Layer, WhisperConfig
 
 
@@ -23,14 +25,19 @@ class Aggregator(nnx.Module):
     Args:
       whisper: sizes of the speech encoder.
       layers: decoder layers; initialised from Whisper's by `start_from_whisper`.
+      values: encoder layers of which the values are a learned mixture (as in TASLA, arXiv
+        2510.14934).
       latent: width of the vectors that are quantised.
     """
 
-    def __init__(self, whisper: WhisperConfig, layers: int, latent: int, *, rngs: nnx.Rngs):
+    def __init__(
+        self, whisper: WhisperConfig, layers: int, values: int, latent: int, *, rngs: nnx.Rngs
+    ):
         self.layers = stack(
             lambda rngs: Layer(whisper, whisper.decoder_heads, cross=True, rngs=rngs), layers, rngs
         )
         self.value_norm = LayerNorm(whisper.width)
+        self.mix = nnx.Param(jnp.zeros((values,)))
         self.norm = LayerNorm(whisper.width)
         self.project = Linear(whisper.width, latent, bias=True, rngs=rngs)
 
@@ -42,10 +49,11 @@ class Aggregator(nnx.Module):
         Args:
           tokens: [B, S, D], embedded ASR tokens with positions; causal, so padding goes last.
           keys: [B, T, D], the last encoder layer.
-          values: [B, T, D], a shallow layer (raw residual stream).
+          values: [B, T, L, D], shallow layers (raw residual stream).
           audio_mask: [B, T], 1 where there is audio; padding is not attended to.
         """
-        values = self.value_norm(values)
+        shares = jax.nn.softmax(self.mix[...])
+        values = jnp.einsum("btld,l->btd", self.value_norm(values), shares)
         causal = MaskSpec(causal=True)
         heard = MaskSpec(
             q_segment_ids=jnp.ones(tokens.shape[:2], jnp.int32),
@@ -65,9 +73,7 @@ class Aggregator(nnx.Module):
             return x, None
 
         x, _ = scan_layers(self.layers, body, tokens)
-        latents = self.project(self.norm(x))
-        # Unit variance, so that codebooks and commitment have one scale throughout training.
-        return latents * jax.lax.rsqrt(jnp.mean(latents**2, axis=-1, keepdims=True) + 1e-6)
+        return self.project(self.norm(x))
 
 
 def start_from_whisper(params: dict, decoder: dict, picked: tuple[int, ...]) -> dict:
@@ -81,11 +87,35 @@ def start_from_whisper(params: dict, decoder: dict, picked: tuple[int, ...]) -> 
     eye = jnp.eye(value["kernel"].shape[1], dtype=value["kernel"].dtype)
     value["kernel"] = jnp.broadcast_to(eye, value["kernel"].shape)
     value["bias"] = jnp.zeros_like(value["bias"])
-    return params | {"layers": layers, "norm": jax.tree.map(jnp.asarray, decoder["norm"])}
+    project = jax.tree.map(lambda x: 0.3 * x, params["project"])  # prosody speaks first
+    norm = jax.tree.map(jnp.asarray, decoder["norm"])
+    return params | {"layers": layers, "norm": norm, "project": project}
+
+
+class Prosody(nnx.Module):
+    """Word prosody [B, W, 8] (`taste_prosody.FEATURES`) -> its share of the latents.
+
+    Args:
+      latent: width of the latents.
+      groups: of the FSQ; the features start on dimensions of their own, the first ones on the
+        first dimension of each group. 0 for a random start.
+    """
+
+    def __init__(self, latent: int, groups: int, *, rngs: nnx.Rngs):
+        self.project = Linear(len(FEATURES), latent, rngs=rngs)
+        if groups:
+            kernel = np.zeros((len(FEATURES), latent), np.float32)
+            for feature in range(min(len(FEATURES), latent)):
+                # 0.6 keeps words of two deviations on the steep part of FSQ's tanh.
+                kernel[feature, feature % groups * (latent // groups) + feature // groups] = 0.6
+            self.project.kernel = nnx.Param(jnp.asarray(kernel))
+
+    def __call__(self, prosody: jax.Array) -> jax.Array:
+        return self.project(prosody)
 
 
 class SpeakerEncoder(nnx.Module):
-    """Mean and deviation of shallow features over an utterance -> a unit vector.
+    """Mean and deviation of shallow features and of pitch over an utterance -> a unit vector.
 
     x-vector style statistics pooling (Snyder et al. 2018).
     """
@@ -93,15 +123,25 @@ class SpeakerEncoder(nnx.Module):
     def __init__(self, width: int, speaker_width: int, *, rngs: nnx.Rngs):
         self.norm = LayerNorm(2 * width)
         self.project = Linear(2 * width, speaker_width, bias=True, rngs=rngs)
+        self.pitch = Linear(2, speaker_width, rngs=rngs)
 
-    def __call__(self, features: jax.Array, mask: jax.Array) -> jax.Array:
-        """features [B, T, D], mask [B, T] -> [B, speaker_width]."""
-        weight = (mask / jnp.maximum(mask.sum(1, keepdims=True), 1))[..., None]
-        mean = jnp.sum(weight * features, axis=1)
-        variance = jnp.sum(weight * (features - mean[:, None]) ** 2, axis=1)
-        pooled = self.norm(jnp.concatenate([mean, jnp.sqrt(variance + 1e-5)], axis=-1))
-        vector = self.project(pooled)
+    def __call__(
+        self, features: jax.Array, mask: jax.Array, pitch: jax.Array, voiced: jax.Array
+    ) -> jax.Array:
+        """features [B, T, D], mask [B, T], normalised pitch [B, F] and voiced [B, F], 0 or 1, ->
+        [B, speaker_width]."""
+        statistics = jnp.concatenate(_statistics(features, mask), axis=-1)
+        tone = jnp.concatenate(_statistics(pitch[..., None], voiced), axis=-1)
+        vector = self.project(self.norm(statistics)) + self.pitch(tone)
         return vector * jax.lax.rsqrt(jnp.sum(vector**2, axis=-1, keepdims=True) + 1e-8)
+
+
+def _statistics(x: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """x [B, T, D], mask [B, T] -> mean and deviation over T, each [B, D]."""
+    weight = (mask / jnp.maximum(mask.sum(1, keepdims=True), 1))[..., None]
+    mean = jnp.sum(weight * x, axis=1)
+    variance = jnp.sum(weight * (x - mean[:, None]) ** 2, axis=1)
+    return mean, jnp.sqrt(variance + 1e-5)
 
 
 def word_mean(tokens: jax.Array, word_of_token: jax.Array, words: int) -> jax.Array:

@@ -14,15 +14,15 @@ from slm_jax.tokenizers.taste import RATE, Taste
 
 TINY = """
 include "taste_tokenizer.gin"
-TasteConfig.value_layer = 1
+TasteConfig.value_layers = (1,)
 TasteConfig.aggregator_layers = (0,)
 TasteConfig.speaker_width = 4
-RvqConfig.levels = 2
-RvqConfig.codes = 8
-RvqConfig.width = 8
+FsqConfig.levels = 2
+FsqConfig.grid = (4, 2)
 TasteDecoderConfig.text_width = 8
 TasteDecoderConfig.text_mlp = 8
 TasteDecoderConfig.text_layers = 1
+TasteDecoderConfig.told_layers = 1
 TasteDecoderConfig.width = 8
 TasteDecoderConfig.mlp = 8
 TasteDecoderConfig.layers = 1
@@ -30,8 +30,11 @@ VocoderConfig.width = 8
 VocoderConfig.mlp = 8
 VocoderConfig.layers = 1
 VocoderTraining.batch = 2
+VocoderTraining.frames = 20
 TasteTraining.batch = 2
 vocoder/FitConfig.steps = 1
+adversarial/FitConfig.steps = 1
+spelling/FitConfig.steps = 1
 text/FitConfig.steps = 1
 latent/FitConfig.steps = 1
 quantized/FitConfig.steps = 1
@@ -62,8 +65,11 @@ def test_a_tokenizer_is_trained_from_a_dataset_and_speaks(tmp_path, capsys):
     recipe = tmp_path / "tiny.gin"
     recipe.write_text(TINY)
     train = runpy.run_path(str(REPO / "launch" / "train_tokenizer.py"))["main"]
+    dictionary = tmp_path / "words.dict"
+    dictionary.write_text("take T EY1 K\nnumber N AH1 M B ER0\n")
     flags = [
         f"--gin_file={recipe}",
+        f"--gin.TasteJob.pronunciations={dictionary}",
         f"--gin.DATASETS={(str(dataset),) * 2}",
         f"--gin.TasteJob.whisper={whisper}",
         f"--gin.TasteJob.runs={tmp_path / 'runs'}",

@@ -11,11 +11,15 @@ from tiny_models import tiny_taste, tiny_taste_config, tiny_whisper
 from slm_jax.data.schema import Word
 from slm_jax.errors import UserError
 from slm_jax.nn.quantizers import FsqConfig
-from slm_jax.tokenizers.taste import RATE, Taste, TasteNetwork, taste_config
+from slm_jax.tokenizers.taste import RATE, Taste, taste_config
+from slm_jax.tokenizers.taste_decoder import TasteDecoderConfig
 from slm_jax.tokenizers.taste_listen import Listener
+from slm_jax.tokenizers.taste_network import TasteNetwork, aligned
 from slm_jax.training.fit import FitConfig
+from slm_jax.training.spelling import Lines
 from slm_jax.training.taste_examples import FRAMES, batches, collate, make_examples
-from slm_jax.training.taste_job import TasteTraining, align, train_tokenizer
+from slm_jax.training.taste_losses import losses
+from slm_jax.training.taste_stages import TasteTraining, train_tokenizer
 
 
 def speech(seconds, seed=0):
@@ -43,7 +47,7 @@ def test_round_trip_has_the_declared_shapes(taste):
     codes, speakers = taste.encode(audios, spoken)
     assert [c.shape for c in codes] == [(2, 2), (3, 2)]
     assert taste.spec.vocab == (8, 8) and taste.codebook_latents.shape == (2, 8, 8)
-    np.testing.assert_allclose([np.linalg.norm(s) for s in speakers], 1, atol=1e-5)
+    np.testing.assert_allclose([np.linalg.norm(s) for s in speakers], 1, atol=0.01)
     decoded, times = taste.decode([[w.text for w in row] for row in spoken], codes, speakers)
     for audio, row in zip(decoded, times, strict=True):
         assert np.isfinite(audio).all() and np.abs(audio).max() <= 1
@@ -58,7 +62,7 @@ def test_an_utterance_is_coded_the_same_alone_and_in_a_batch(taste):
     for i in range(3):
         alone, voice = taste.encode([audios[i]], [spoken[i]])
         np.testing.assert_array_equal(alone[0], together[i])
-        np.testing.assert_allclose(voice[0], voices[i], atol=1e-5)
+        np.testing.assert_allclose(voice[0], voices[i], atol=0.008)
         single, _ = taste.decode([[w.text for w in spoken[i]]], alone, voice)
         np.testing.assert_allclose(single[0], decoded[i], atol=1e-4)
 
@@ -98,6 +102,11 @@ def test_text_alone_is_spoken_without_codes(taste):
     assert len(silent) != len(told) or np.abs(silent - told).max() > 1e-5
 
 
+def test_speaker_vectors_cost_a_byte_a_number(taste):
+    _, [speaker] = taste.encode([speech(1.0)], [words("one two", 1.0)])
+    np.testing.assert_allclose(speaker * 127, np.round(speaker * 127), atol=1e-4)
+
+
 def test_lookahead_is_bounded_as_declared(taste):
     """A word far behind changes no state and so no sample of the beginning."""
     codes = np.zeros((30, 2), int)
@@ -112,7 +121,14 @@ def test_lookahead_is_bounded_as_declared(taste):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"quantizer": "fsq", "fsq": FsqConfig(2, (3, 3))}, {"pooling": "last"}]
+    "changes",
+    [
+        {"quantizer": "fsq", "fsq": FsqConfig(2, (3, 3))},
+        {"pooling": "last"},
+        {"prosody": False},
+        {"value_layers": (0, 1)},
+        {"decoder": TasteDecoderConfig(8, 8, 1, 1, 8, 8, 1, autoregressive=True)},
+    ],
 )
 def test_variants_encode_and_decode(tmp_path, whisper, changes):
     taste = Taste.load(whisper, tiny_taste(tmp_path, whisper, **changes))
@@ -141,11 +157,11 @@ def test_a_missing_or_damaged_tokenizer_is_named(tmp_path, whisper):
 @pytest.fixture(scope="module")
 def prepared(whisper):
     config = tiny_taste_config()
-    listener = Listener(whisper, config.value_layer)
+    listener = Listener(whisper, config.value_layers, config.vocoder.mel)
     texts = ["one two", "a b c", "go on then", "yes", "no no", "one more time", "ab cd", "last one"]
     audios = [speech(1.0 + 0.2 * i, i) for i in range(8)]
     spoken = [words(t, 1.0 + 0.2 * i) for i, t in enumerate(texts)]
-    return config, listener, make_examples(listener, audios, spoken, config.vocoder.mel)
+    return config, listener, make_examples(listener, audios, spoken)
 
 
 def test_batches_depend_on_seed_and_step_alone(prepared):
@@ -162,7 +178,7 @@ def test_alignment_gives_each_byte_frames_and_spends_them_all(prepared):
     _, listener, examples = prepared
     batch = collate(examples[:3], listener)
     prior = np.random.default_rng(0).normal(size=(*batch["ids"].shape, batch["mel"].shape[2]))
-    durations = np.asarray(align(jnp.asarray(prior, jnp.float32), batch))
+    durations = np.asarray(aligned(jnp.asarray(prior, jnp.float32), batch))
     np.testing.assert_array_equal(durations.sum(1), batch["frames"])
     assert np.all((durations > 0) == (batch["ids"] > 0))
     assert batch["mel"].shape[1] in FRAMES
@@ -171,17 +187,18 @@ def test_alignment_gives_each_byte_frames_and_spends_them_all(prepared):
 def test_three_stages_train_resume_and_end_with_codebooks(tmp_path, prepared, capsys):
     config, listener, examples = prepared
     short = FitConfig(steps=2, log_every=1, save_every=1)
-    training = TasteTraining(text=short, latent=short, quantized=short, batch=8)
-    params = train_tokenizer(tmp_path, examples, listener, config, training)
+    training = TasteTraining(short, short, short, short, batch=8)
+    vocoder = TasteNetwork(config, listener.config).init(0)["vocoder"]
+    lines = Lines({"one": ("W", "AH", "N"), "two": ("T", "UW")}, [["One", "two."]], 0)
+    params = train_tokenizer(tmp_path, examples, lines, listener, vocoder, config, training)
     assert np.abs(np.asarray(params["quantizer"]["codebooks"])).sum() > 0
     longer = dataclasses.replace(training, quantized=FitConfig(3, 1, 1))
     capsys.readouterr()
-    train_tokenizer(tmp_path, examples, listener, config, longer)
+    train_tokenizer(tmp_path, examples, lines, listener, vocoder, config, longer)
     assert "quantized: resuming at step 2 of 3" in capsys.readouterr().out
 
 
 def test_the_text_stage_leaves_the_aggregator_alone(prepared):
-    from slm_jax.training.taste_job import losses
 
     config, listener, examples = prepared
     network = TasteNetwork(config, listener.config)

@@ -1,12 +1,17 @@
 import itertools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
+from slm_jax.audio.features import MelConfig
 from slm_jax.tokenizers.taste_decoder import (
     BEGIN,
     END,
+    TasteDecoder,
+    TasteDecoderConfig,
     monotonic_alignment,
     round_durations,
     spell_numerals,
@@ -68,3 +73,25 @@ def test_word_times_leave_out_the_pause():
 def test_numerals_are_spelled(written, read):
     assert spell_numerals(written) == read
     assert bytes(text_bytes([written]).ids[1:-1].astype(np.uint8)).decode() == read
+
+
+def test_an_autoregressive_decoder_rolls_out_what_it_learns_by_teacher_forcing():
+    """Given the frames it made itself as the real ones, and the same dropout, it makes them
+    again."""
+    mel = MelConfig(n_mels=6)
+    config = TasteDecoderConfig(8, 8, 1, 1, 8, 8, 2, stride=2, autoregressive=True)
+    decoder = TasteDecoder(config, mel, 4, 3, rngs=nnx.Rngs(0))
+    hidden = jax.random.normal(jax.random.key(1), (1, 5, 8))
+    durations = jnp.array([[2, 1, 3, 2, 2]])
+    x, _ = decoder._inputs(hidden, durations, 10)
+    made = decoder._roll(x)
+    assert made.mel.shape == (1, 10, 6) and made.pitch.shape == (1, 10)
+    shown = jnp.concatenate(
+        [made.mel, made.pitch[..., None], (made.voicing > 0).astype(float)[..., None]], axis=-1
+    ).reshape(1, 5, 16)
+    before = jnp.pad(shown[:, :-1], ((0, 0), (1, 0), (0, 0)))
+    keys = [jax.random.fold_in(jax.random.key(0), t) for t in range(5)]
+    heard = [decoder._heard_before(before[:, t], key) for t, key in enumerate(keys)]
+    again = decoder._frames(decoder.frames(x + jnp.stack(heard, 1), jnp.ones((1, 5))))
+    np.testing.assert_allclose(again.mel, made.mel, atol=1e-5)
+    assert decoder.frame_lookahead == 1  # the other frame of its pair
