@@ -121,7 +121,7 @@ class Taste:
           UserError: a file is missing or does not fit.
         """
         folder, identity = _identify(path)
-        config = taste_config(json.loads((folder / CONFIG).read_text()))
+        config = _read_config(folder / CONFIG)
         weights_file = folder / WEIGHTS
         try:
             flat = load_file(weights_file)
@@ -283,6 +283,16 @@ class Taste:
 
     def _vocode_batch(self, params, mel, hertz, voiced):
         return jnp.clip(self._network.part(params, "vocoder")(mel, hertz, voiced), -1, 1)
+
+
+def _read_config(path: Path) -> TasteConfig:
+    try:
+        return taste_config(json.loads(path.read_text(encoding="utf-8")))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} is not the configuration of a TASTE tokenizer of this version: {error!r}",
+            "train it again, or take the starter weights",
+        ) from error
 
 
 def save_taste(

@@ -7,6 +7,7 @@ the words of the training transcripts in their order. The output layer is thrown
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -117,7 +118,10 @@ class Lines:
         return kept
 
     def _fits(self, words: Sequence[str]) -> bool:
-        return len(text_bytes(words).ids) <= _BYTES and len(self.said(words)) <= _PHONES
+        emitted, said = _PER_BYTE * len(text_bytes(words).ids), self.said(words)
+        # CTC has a blank between two equal phones; a line without room for it has no finite loss.
+        needed = len(said) + sum(a == b for a, b in itertools.pairwise(said))
+        return emitted <= _PER_BYTE * _BYTES and len(said) <= _PHONES and needed <= emitted
 
 
 def make_step(network: TasteNetwork, optimizer: optax.GradientTransformation):

@@ -38,6 +38,16 @@ def test_lines_spell_words_and_say_their_phones():
     assert tuple(lines.said(["cab", "bad"])) in seen  # the transcript, its unknown word left out
 
 
+def test_a_line_has_room_for_its_phones():
+    """ "aa" has 4 bytes with its ends, which emit 8: not enough for 9 phones, or 5 equal ones."""
+    long = {"aa": ("B", "D") * 4 + ("B",)}
+    assert Lines(long, [["aa"]], seed=0)._line(np.random.default_rng(0)) == []
+    stuttering = {"aa": ("B",) * 5}
+    assert Lines(stuttering, [["aa"]], seed=0)._line(np.random.default_rng(0)) == []
+    short = {"aa": ("B",) * 4}
+    assert Lines(short, [["aa"]], seed=0)._line(np.random.default_rng(0)) == ["aa"]
+
+
 def test_batches_are_a_function_of_their_step():
     lines = Lines(DICTIONARY, [], seed=1)
     whole = lines.batches(2, 0)

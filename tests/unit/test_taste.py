@@ -152,6 +152,9 @@ def test_a_missing_or_damaged_tokenizer_is_named(tmp_path, whisper):
     (folder / "weights.safetensors").write_bytes(b"short")
     with pytest.raises(UserError, match="damaged"):
         Taste.load(whisper, folder)
+    (folder / "config.json").write_text('{"value_layer": 2}')
+    with pytest.raises(UserError, match="of this version"):
+        Taste.load(whisper, folder)
 
 
 @pytest.fixture(scope="module")
