@@ -54,7 +54,7 @@ class TasteJob:
 
     name: str = "taste_tokenizer"
     runs: str = "runs"
-    datasets: tuple[str, ...] = ("prompts", "prompts", "prompts", "piper")
+    datasets: tuple[str, ...] = ("prompts",)
     whisper: str = "whisper_tiny_en"
     pronunciations: str = "pronunciations"
     model: TasteConfig = TasteConfig()
