@@ -9,8 +9,7 @@ import numpy as np
 
 from slm_jax.evaluation.bootstrap import ratio
 from slm_jax.evaluation.token_statistics import token_statistics
-
-SPEAKER_BITS = 8  # of each dimension
+from slm_jax.tokenizers.taste import SPEAKER_BITS
 
 
 def bit_rate(
@@ -55,8 +54,3 @@ def bit_rate(
             for level in statistics["levels"]
         ],
     }
-
-
-def round_speaker(vector: np.ndarray) -> np.ndarray:
-    """What 8 bits a dimension leave of a unit vector: multiples of 1/127."""
-    return (np.rint(np.clip(vector, -1, 1) * 127) / 127).astype(np.float32)

@@ -14,7 +14,7 @@ import numpy as np
 from slm_jax.audio import decode
 from slm_jax.data.schema import AUDIO, AUDIO_RATE, WORDS, Record, Word
 from slm_jax.evaluation import tokenizer_report, wer
-from slm_jax.evaluation.bits import bit_rate, round_speaker
+from slm_jax.evaluation.bits import bit_rate
 from slm_jax.evaluation.degrade import DEGRADATIONS, OPUS_RATE, opus
 from slm_jax.evaluation.scores import (
     Judges,
@@ -26,6 +26,7 @@ from slm_jax.evaluation.scores import (
 )
 from slm_jax.evaluation.stages import Stages
 from slm_jax.streams import StreamSpec
+from slm_jax.tokenizers.taste import round_speaker
 from slm_jax.tokenizers.text import TextTokenizer, encode_words
 
 ORIGINAL, TASTE, TEXT, VOCODER = "original", "TASTE", "text only", "vocoder alone"

@@ -44,7 +44,7 @@ from slm_jax.tokenizers.whisper import Whisper
 
 STARTER = Path(__file__).resolve().parent.parent / "weights" / "taste"
 CONFIG, WEIGHTS = "config.json", "weights.safetensors"
-SPEAKER_STEPS = 127  # a speaker vector's numbers are multiples of 1 / 127
+SPEAKER_BITS = 8  # of each number of a speaker vector
 _BATCH = 8
 
 
@@ -164,9 +164,7 @@ class Taste:
             at += len(utterance)
             all_codes.append(np.concatenate(codes[here]))
             mean = np.mean(speakers[here], axis=0)
-            # Eight bits a number: what a speaker costs is what is said of it.
-            whole = np.round(mean / np.linalg.norm(mean) * SPEAKER_STEPS)
-            all_speakers.append((whole / SPEAKER_STEPS).astype(np.float32))
+            all_speakers.append(round_speaker(mean / np.linalg.norm(mean)))
         return all_codes, all_speakers
 
     def _encode_short(self, audios, words):
@@ -293,6 +291,12 @@ def _read_config(path: Path) -> TasteConfig:
             f"{path} is not the configuration of a TASTE tokenizer of this version: {error!r}",
             "train it again, or take the starter weights",
         ) from error
+
+
+def round_speaker(vector: np.ndarray) -> np.ndarray:
+    """What SPEAKER_BITS a number leave of a unit vector: multiples of 1/127."""
+    steps = 2 ** (SPEAKER_BITS - 1) - 1
+    return (np.rint(np.clip(vector, -1, 1) * steps) / steps).astype(np.float32)
 
 
 def save_taste(

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from slm_jax.evaluation.bits import bit_rate, round_speaker
+from slm_jax.evaluation.bits import bit_rate
+from slm_jax.tokenizers.taste import round_speaker
 
 
 def test_every_bit_is_counted_in_its_place():
