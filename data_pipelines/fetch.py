@@ -16,6 +16,7 @@ import contextlib
 import fcntl
 import gzip
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -48,6 +49,13 @@ def smollm2() -> Path:
 def whisper_tiny_en() -> Path:
     """Whisper tiny.en: the folder with model.bin, config.json, tokenizer.json, vocabulary.txt."""
     return locate("whisper_tiny_en")
+
+
+def speaker_encoder() -> Path | None:
+    """The d-vector encoder's ONNX file; None where onnxruntime, which runs it, is missing."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        return None
+    return locate("voicefilter") / "embedder.int8.onnx"
 
 
 def prompts(lang: str = "en") -> Path:

@@ -58,6 +58,7 @@ def measure(run: Path) -> None:
         text_tokenizer=fetch.locate(trained.job.text_tokenizer),
         whisper=fetch.locate(decode.asr),
         decode=decode,
+        voices=fetch.speaker_encoder(),
         run_dir=run,
     )
 

@@ -58,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             text_tokenizer=fetch.locate(job.text_tokenizer),
             whisper=fetch.locate(decode.asr),
             decode=decode,
+            voices=fetch.speaker_encoder(),
         )
         print(f"report: {report}")
 

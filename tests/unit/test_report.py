@@ -84,7 +84,8 @@ def run(tmp_path):
     score |= {"n": 19, "words": 80}
     silent = {"clip": "reconstruction", "judge": "Whisper", "failed": 20}
     scores = [score | {"clip": "continuation"}, silent]
-    results.save(folder, "spoken", {"protocol": "s", "scores": scores})
+    sound = [{"clip": "original", "figure": "DNSMOS", "value": 3.12, "low": 3, "high": 3.3, "n": 9}]
+    results.save(folder, "spoken", {"protocol": "s", "scores": scores, "sound": sound})
     codes = [np.array([[0, 1], [3, 1]]), np.array([[1, 0]])]
     results.save(folder, "tokens", token_statistics(codes, (4, 2), 2.0))
     dataset = {
@@ -103,7 +104,7 @@ def test_report_is_one_sound_file_with_every_part(run):
     loads = check(page)
     assert sum(value.startswith("data:audio/flac") for value in loads) == 1
     assert sum(value.startswith("data:image/png") for value in loads) == 1
-    shown = ["12.5 %", "33.1", "2.000", "-0.500", "silent 2", "2 of 2", "p &lt; q", "CC0"]
+    shown = ["12.5 %", "33.1", "2.000", "-0.500", "silent 2", "2 of 2", "p &lt; q", "CC0", "3.12"]
     for text in [*shown, "30.0", "first &lt;run&gt;", "&lt;script&gt;", "a&amp;b"]:
         assert text in page, text
     assert "<mark>dress</mark>" in page and "<mark>&lt;one&gt;</mark>" not in page
