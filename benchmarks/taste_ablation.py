@@ -1,13 +1,15 @@
-"""What each choice in the TASTE tokenizer is worth, at equal training cost.
+"""What each choice in the TASTE tokenizer is worth, after equally many steps on the same data.
 
-    python benchmarks/taste_ablation.py runs/ablation --datasets prompts joe --seconds 240
+    for variant in "default" "RVQ 4 x 64" ...; do
+      python benchmarks/taste_ablation.py runs/ablation --variants "$variant" &
+    done; wait
 
-Every variant trains its stages on speech (text, latent, quantized; not the vocoder) for the same
-processor time: a step is timed first, and the number of steps follows. Then it encodes held-out
-utterances and is asked for their words' durations, and for their frames at the aligned durations,
-from codes alone. Frames are predicted freely, without the real ones (an autoregressive decoder
-hears its own). The aligner is each variant's own. Results are appended to RUN/ablation.jsonl, and a
-variant that stands there is not trained again.
+Every variant trains its stages on speech (text, latent, quantized; not the vocoder) with the same
+batches. Side by side they share a device alike, so that their seconds can be compared. Then each
+encodes held-out utterances and is asked for their words' durations, and for their frames at the
+aligned durations, from codes alone. Frames are predicted freely, without the real ones (an
+autoregressive decoder hears its own). The aligner is each variant's own. Results are appended to
+RUN/ablation.jsonl, and a variant that stands there is not trained again.
 """
 
 from __future__ import annotations
@@ -15,30 +17,27 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from data_pipelines import fetch
 from slm_jax.audio.decode import load
 from slm_jax.data.registry import get
 from slm_jax.evaluation.run import held_out_records
 from slm_jax.paths import cache_dir
-from slm_jax.tokenizers.taste_encoder import start_from_whisper
 from slm_jax.tokenizers.taste_listen import Listener
 from slm_jax.tokenizers.taste_network import TasteConfig, TasteNetwork
 from slm_jax.tokenizers.taste_prosody import is_spoken
 from slm_jax.tokenizers.vocoder import normalise_mel, normalise_pitch
 from slm_jax.training.fit import FitConfig
 from slm_jax.training.spelling import Lines
-from slm_jax.training.taste_examples import Example, batches, collate, make_examples
+from slm_jax.training.taste_examples import Example, collate, make_examples
 from slm_jax.training.taste_losses import heard_words
-from slm_jax.training.taste_stages import TRAINED, TasteTraining, make_step, train_tokenizer
+from slm_jax.training.taste_stages import TasteTraining, train_tokenizer
 
 BASE = TasteConfig()
 MIXED = (1, 2, 3)  # encoder layers of which the values are mixed
@@ -55,14 +54,14 @@ VARIANTS = {
 }
 SHARES = (0.2, 0.05, 0.75)  # of the steps: text, latent, quantized
 LONGEST = 320  # frames of an utterance; few shapes compile
-_TIMED = 8
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="folder for checkpoints and results")
     parser.add_argument("--datasets", nargs="+", default=["prompts"], metavar="NAME")
-    parser.add_argument("--seconds", type=float, default=240, help="processor time of a variant")
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
     args = parser.parse_args()
     jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "programs"))
@@ -78,7 +77,11 @@ def main() -> None:
         if config.value_layers not in heard:
             heard[config.value_layers] = listen(config, args.datasets)
         folder = args.run / name.replace(" ", "_").replace(",", "")
-        found = {"variant": name, **run(folder, config, *heard[config.value_layers], args.seconds)}
+        steps = [max(1, int(share * args.steps)) for share in SHARES]
+        training = TasteTraining(
+            FitConfig(1), *(FitConfig(n, 100, n) for n in steps), batch=args.batch
+        )
+        found = {"variant": name, **run(folder, config, *heard[config.value_layers], training)}
         with open(results, "a", encoding="utf-8") as file:
             file.write(json.dumps(found) + "\n")
         print(json.dumps(found), flush=True)
@@ -106,48 +109,20 @@ def run(
     listener: Listener,
     train: list[Example],
     held: list[Example],
-    seconds: float,
+    training: TasteTraining,
 ) -> dict[str, float]:
-    """Trains for as many steps as `seconds` of processor time pay for, and scores."""
-    text, told = step_seconds(config, listener, train)
-    steps = int(seconds / (SHARES[0] * text + (1 - SHARES[0]) * told))
-    schedule = [FitConfig(max(1, int(share * steps)), 100, steps) for share in SHARES]
-    training = TasteTraining(FitConfig(1, 1, 1), *schedule)
+    """Trains and scores. The seconds are those of the last stage's second half, so without
+    compilation."""
     network = TasteNetwork(config, listener.config)
     vocoder = network.init(0)["vocoder"]
     lines = Lines({"a": ("AH",)}, [], 0)
-    params = train_tokenizer(folder, train, lines, listener, vocoder, config, training)
-    return {"steps": steps, "step_seconds": told, **score(network, params, held, listener)}
-
-
-def step_seconds(
-    config: TasteConfig, listener: Listener, examples: list[Example]
-) -> tuple[float, float]:
-    """Processor seconds of one step without and with codes, compiled."""
-    network, training = TasteNetwork(config, listener.config), TasteTraining()
-    params = network.init(0)
-    params["aggregator"] = start_from_whisper(
-        params["aggregator"], listener.decoder, config.aggregator_layers
-    )
-    optimizer = optax.adam(1e-4)
-    trained = {name: params[name] for name in TRAINED}
-    feed = batches(examples, listener, training.batch, 0, 0)
-    some = [next(feed) for _ in range(_TIMED)]
-    costs = []
-    for codes in (False, True):
-        state = {
-            "params": trained,
-            "opt": optimizer.init(trained),
-            "quantizer": params["quantizer"],
-        }
-        step = make_step(network, optimizer, training, told=codes)
-        for repeat in range(2):  # the first compiles
-            began = time.process_time()
-            for batch in some:
-                state, _ = step(state, (batch, np.float32(codes)), jax.random.key(repeat))
-            jax.block_until_ready(state)
-        costs.append((time.process_time() - began) / len(some))
-    return costs[0], costs[1]
+    params = train_tokenizer(folder, train, [], lines, listener, vocoder, config, training)
+    logged = [
+        json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()
+    ]
+    rates = [line["steps_per_second"] for line in logged if line["stage"] == "quantized"]
+    seconds = float(np.median([1 / rate for rate in rates[len(rates) // 2 :]]))
+    return {"step_seconds": seconds, **score(network, params, held, listener)}
 
 
 def score(

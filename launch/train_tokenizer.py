@@ -28,14 +28,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "programs"))
     print(config.dump(job, defaults=False), flush=True)
     families = ("audio", "words")
-    datasets = {}
+    datasets, held_out = {}, []
     for name in dict.fromkeys(job.datasets):
-        split = get(name).open(families).split("train", families)
-        datasets[name] = [split[i] for i in range(len(split))]
+        opened = get(name).open(families)
+        datasets[name] = list(opened.split("train", families))
+        held_out += opened.split("validation", families)
     job.run_dir.mkdir(parents=True, exist_ok=True)
     (job.run_dir / "config.gin").write_text(config.dump(job), encoding="utf-8")
     whisper, pronunciations = fetch.locate(job.whisper), fetch.locate(job.pronunciations)
-    print(f"tokenizer: {train(job, datasets, whisper, pronunciations)}")
+    print(f"tokenizer: {train(job, datasets, held_out, whisper, pronunciations)}")
 
 
 if __name__ == "__main__":

@@ -177,7 +177,8 @@ class Taste:
             chunk = [heard[i] for i in rows]
             frames = bucket(max(len(h.mel) for h in chunk), 256)
             length = bucket(max(len(h.text.ids) for h in chunk), 64)
-            batch = pad_heard(chunk, self._listener, _BATCH, frames, length)
+            tokens = bucket(max(len(h.tokens) for h in chunk), 32)
+            batch = pad_heard(chunk, self._listener, _BATCH, frames, length, tokens)
             count = bucket(max(len(words[i]) for i in rows), 16)
             found, voices = jax.device_get(self._encode(self._params, batch, words=count))
             for row, i in enumerate(rows):

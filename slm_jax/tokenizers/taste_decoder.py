@@ -339,13 +339,12 @@ def monotonic_alignment(scores: jax.Array, bytes_: jax.Array, frames: jax.Array)
     def backward(at, inputs):
         step_moved, t = inputs
         active = t < frames
-        owner = jax.nn.one_hot(at, count, dtype=jnp.int32) * active[:, None]
         came = jnp.take_along_axis(step_moved, at[:, None], axis=1)[:, 0]
-        return jnp.where(active & came, at - 1, at), owner
+        return jnp.where(active & came, at - 1, at), jnp.where(active, at, -1)
 
     times = jnp.arange(length)
     _, owners = jax.lax.scan(backward, bytes_ - 1, (moved, times), reverse=True)
-    return owners.sum(axis=0)
+    return jax.nn.one_hot(owners, count, dtype=jnp.int32).sum(axis=0)
 
 
 def word_times(

@@ -124,9 +124,9 @@ class TasteNetwork:
           words: W.
           durations: int [B, N], frames of each byte (`aligned`).
         """
-        tokens = self.part(params, "aggregator")(
-            batch["tokens"], batch["keys"], batch["values"], batch["audio_mask"]
-        )
+        # Features travel as float16; nothing is computed in it.
+        keys, values = (batch[name].astype(jnp.float32) for name in ("keys", "values"))
+        tokens = self.part(params, "aggregator")(batch["tokens"], keys, values, batch["audio_mask"])
         index = batch["token_words"]
         if self.config.pooling == "last":
             following = jnp.pad(index[:, 1:], ((0, 0), (0, 1)), constant_values=-1)
@@ -151,7 +151,7 @@ class TasteNetwork:
     def speaker(self, params: Params, batch: dict[str, jax.Array]) -> jax.Array:
         """[B, speaker_width], of unit length."""
         return self.part(params, "speaker")(
-            batch["values"].reshape(*batch["audio_mask"].shape, -1),
+            batch["values"].astype(jnp.float32).reshape(*batch["audio_mask"].shape, -1),
             batch["audio_mask"],
             batch["pitch"],
             batch["voiced"],
@@ -186,18 +186,17 @@ def aligned(prior: jax.Array, batch: dict[str, jax.Array]) -> jax.Array:
 
 
 def pad_heard(
-    heard: Sequence[Heard], listener: Listener, rows: int, frames: int, length: int
+    heard: Sequence[Heard], listener: Listener, rows: int, frames: int, length: int, tokens: int
 ) -> dict[str, np.ndarray]:
     """A batch of what the encoder side gets, zero padded: `rows` utterances of at most `frames` mel
-    frames and `length` bytes. Whisper's frames, a quarter more in 16 ms hops, follow from these."""
+    frames, `length` bytes and `tokens` Whisper tokens. Whisper's frames, a quarter more in 16 ms
+    hops, follow from these."""
     hop = listener.mel.hop / listener.mel.rate
     times = int(frames * hop * 50) + 4
-    tokens = max(len(h.tokens) for h in heard)
-    tokens = bucket(tokens, 32)
     width, bands = heard[0].keys.shape[1], heard[0].mel.shape[1]
     batch = {
-        "keys": np.zeros((rows, times, width), np.float32),
-        "values": np.zeros((rows, times, *heard[0].values.shape[1:]), np.float32),
+        "keys": np.zeros((rows, times, width), np.float16),
+        "values": np.zeros((rows, times, *heard[0].values.shape[1:]), np.float16),
         "audio_mask": np.zeros((rows, times), np.float32),
         "token_words": np.full((rows, tokens), -1, np.int32),
         "ids": np.zeros((rows, length), np.int32),

@@ -6,10 +6,13 @@ device, and need no more than this.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
+import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from orbax.checkpoint import v1 as ocp
 from tensorboardX import SummaryWriter
 
 from slm_jax.errors import UserError
+from slm_jax.training.distributed import PREEMPTED, Preemption
 
 State = dict[str, Any]
 RATE = 16_000
@@ -43,9 +47,10 @@ def fit(
     config: FitConfig,
     state: State,
     step_fn: Callable[[State, Any, jax.Array], tuple[State, dict[str, jax.Array]]],
-    batches: Callable[[int], Iterable[Any]],
+    batch_at: Callable[[int], Any],
     seed: int,
     listen: Callable[[State], np.ndarray] | None = None,
+    judge: Callable[[State], Mapping[str, float]] | None = None,
 ) -> State:
     """Runs `state, metrics = step_fn(state, batch, key)` from the newest checkpoint to the end.
 
@@ -54,14 +59,16 @@ def fit(
       name: of the stage.
       state: initial pytree of arrays; gives structure and shapes on resume.
       step_fn: jitted; metrics are scalars.
-      batches: from a step on, an endless iterator; batch s is a function of s alone.
+      batch_at: the batch of a step; called by several threads, ahead of their use.
       seed: step s draws from fold_in(key(seed), s).
       listen: gives a sample of what the state says, float32 [n] at 16 kHz, for TensorBoard.
+      judge: gives held-out losses; like `listen` asked at every checkpoint.
 
     Returns:
       The state after `config.steps` steps.
     Raises:
       UserError: a loss is not finite; the last checkpoint stays.
+      SystemExit: (143) after a SIGTERM; the step before it is saved.
     """
     directory = run_dir / "checkpoints" / name
     policies = ocp.training.preservation_policies
@@ -76,36 +83,71 @@ def fit(
         print(f"{name}: resuming at step {start} of {config.steps}", flush=True)
     writer = SummaryWriter(str(run_dir / "tensorboard" / name))
     key, sums, logged, began = jax.random.key(seed), {}, start, time.perf_counter()
-    for step, batch in zip(range(start, config.steps), batches(start), strict=False):
-        state, metrics = step_fn(state, batch, jax.random.fold_in(key, step))
-        for label, value in metrics.items():
-            sums[label] = sums.get(label, 0.0) + value
-        done = step + 1
-        if done % config.log_every == 0 or done == config.steps:
-            means = {label: float(v) / (done - logged) for label, v in sums.items()}
-            rate = (done - logged) / (time.perf_counter() - began)
-            _log(run_dir, writer, name, done, config.steps, means, rate)
-            if not np.isfinite(sum(means.values())):
-                raise UserError(
-                    f"{name}: a loss is not finite at step {done}: {means}",
-                    "lower the learning rate; the last checkpoint is intact",
-                )
-            sums, logged, began = {}, done, time.perf_counter()
-        if done % config.save_every == 0 or done == config.steps:
-            checkpointer.save_checkpointables(done, {"state": state}, overwrite=True)
-            if listen is not None:
-                writer.add_audio("sample", np.clip(listen(state), -1, 1), done, sample_rate=RATE)
+    with Preemption() as preemption:
+        for step, batch in enumerate(_ahead(batch_at, start, config.steps), start):
+            state, metrics = step_fn(state, batch, jax.random.fold_in(key, step))
+            for label, value in metrics.items():
+                sums[label] = sums.get(label, 0.0) + value
+            done = step + 1
+            if done % config.log_every == 0 or done == config.steps:
+                means = {label: float(v) / (done - logged) for label, v in sums.items()}
+                rate = (done - logged) / (time.perf_counter() - began)
+                eta = f"{rate:.2f} steps/s, ETA {(config.steps - done) / rate / 60:.1f} min"
+                print(f"{name} {done}/{config.steps} {_spelled(means)} | {eta}", flush=True)
+                speed = {"steps_per_second": round(rate, 3)}
+                _log(run_dir, writer, name, done, means, speed)
+                if not np.isfinite(sum(means.values())):
+                    raise UserError(
+                        f"{name}: a loss is not finite at step {done}: {means}",
+                        "lower the learning rate; the last checkpoint is intact",
+                    )
+                sums, logged, began = {}, done, time.perf_counter()
+            stop = preemption.stop_at(done)
+            if stop or done % config.save_every == 0 or done == config.steps:
+                checkpointer.save_checkpointables(done, {"state": state}, overwrite=True)
+                if stop:
+                    print(f"{name}: stopped by SIGTERM after step {done}, which is saved")
+                    raise SystemExit(PREEMPTED)
+                if judge is not None:
+                    judged = judge(state)
+                    print(f"{name} {done}/{config.steps} held out: {_spelled(judged)}", flush=True)
+                    judged = {f"held_out/{label}": value for label, value in judged.items()}
+                    _log(run_dir, writer, name, done, judged)
+                if listen is not None:
+                    sample = np.clip(listen(state), -1, 1)
+                    writer.add_audio("sample", sample, done, sample_rate=RATE)
     checkpointer.close()
     writer.close()
     return state
 
 
-def _log(run_dir, writer, name, step, steps, means, rate):
-    eta = (steps - step) / rate
-    text = " ".join(f"{label} {value:.4f}" for label, value in means.items())
-    print(f"{name} {step}/{steps} {text} | {rate:.2f} steps/s, ETA {eta / 60:.1f} min", flush=True)
-    for label, value in means.items():
+def _ahead(batch_at: Callable[[int], Any], start: int, end: int) -> Iterator[Any]:
+    """The batches from `start` on, built by threads while the device works on those before."""
+    workers = max(1, (os.cpu_count() or 1) // 2)
+    with ThreadPoolExecutor(workers) as pool:
+        pending: collections.deque = collections.deque()
+        for step in range(start, end):
+            pending.append(pool.submit(lambda s: jax.device_put(batch_at(s)), step))
+            if len(pending) > 2 * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+def _spelled(values: Mapping[str, float]) -> str:
+    return " ".join(f"{label} {value:.4f}" for label, value in values.items())
+
+
+def _log(
+    run_dir: Path,
+    writer: SummaryWriter,
+    name: str,
+    step: int,
+    values: Mapping[str, float],
+    beside: Mapping[str, float] | None = None,
+) -> None:
+    for label, value in values.items():
         writer.add_scalar(label, value, step)
+    line = {"stage": name, "step": step, **(beside or {}), **values}
     with open(run_dir / "metrics.jsonl", "a", encoding="utf-8") as file:
-        line = {"stage": name, "step": step, "steps_per_second": round(rate, 3)} | means
         file.write(json.dumps(line) + "\n")

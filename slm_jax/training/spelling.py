@@ -8,7 +8,7 @@ the words of the training transcripts in their order. The output layer is thrown
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ def _dictionary_file(path: Path) -> Path:
 
 
 class Lines:
-    """Batches of spelled lines; batch s is a function of (seed, s)."""
+    """Spelled lines of a dictionary and of texts."""
 
     def __init__(self, dictionary: Dictionary, texts: Sequence[Sequence[str]], seed: int):
         self.phones = sorted({phone for phones in dictionary.values() for phone in phones})
@@ -79,13 +79,11 @@ class Lines:
     def classes(self) -> int:
         return len(self.phones) + 2
 
-    def batches(self, rows: int, start: int) -> Iterator[dict[str, np.ndarray]]:
-        """Endless {"ids" [B, 96], "labels" [B, 104]}, 0 where there is nothing."""
-        step = start
-        while True:
-            rng = np.random.default_rng((self._seed, step))
-            yield self.collate([self._line(rng) for _ in range(rows)])
-            step += 1
+    def batch(self, rows: int, step: int) -> dict[str, np.ndarray]:
+        """{"ids" [B, 96], "labels" [B, 104]}, 0 where there is nothing; a function of (seed,
+        step)."""
+        rng = np.random.default_rng((self._seed, step))
+        return self.collate([self._line(rng) for _ in range(rows)])
 
     def collate(self, lines: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:
         """Bytes and phones of lines of words of the dictionary that fit."""
@@ -154,6 +152,20 @@ def emissions(network: TasteNetwork, params: Params, ids: jax.Array) -> jax.Arra
     return logits.reshape(ids.shape[0], ids.shape[1] * _PER_BYTE, -1)
 
 
+def make_optimizer(steps: int, peak_lr: float) -> optax.GradientTransformation:
+    """AdamW with one cosine."""
+    rate = optax.warmup_cosine_decay_schedule(
+        0.0, peak_lr, min(100, steps // 10), steps, 0.05 * peak_lr
+    )
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=0.01))
+
+
+def make_head(network: TasteNetwork, lines: Lines, seed: int) -> jax.Array:
+    """The output layer [text_width, 2 * classes] at its start."""
+    width = network.config.decoder.text_width
+    return 0.02 * jax.random.normal(jax.random.key(seed), (width, _PER_BYTE * lines.classes))
+
+
 def learn_to_spell(
     run_dir: Path,
     network: TasteNetwork,
@@ -166,14 +178,9 @@ def learn_to_spell(
     seed: int,
 ) -> Params:
     """Trains (or resumes) on `lines`; returns the decoder's parameters."""
-    width = network.config.decoder.text_width
-    head = 0.02 * jax.random.normal(jax.random.key(seed), (width, _PER_BYTE * lines.classes))
-    rate = optax.warmup_cosine_decay_schedule(
-        0.0, peak_lr, min(100, schedule.steps // 10), schedule.steps, 0.05 * peak_lr
-    )
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=0.01))
-    params = {"decoder": decoder, "head": head}
+    optimizer = make_optimizer(schedule.steps, peak_lr)
+    params = {"decoder": decoder, "head": make_head(network, lines, seed)}
     state: dict[str, Any] = {"params": params, "opt": optimizer.init(params)}
     step = make_step(network, optimizer)
-    state = fit(run_dir, "spelling", schedule, state, step, lambda s: lines.batches(rows, s), seed)
+    state = fit(run_dir, "spelling", schedule, state, step, lambda s: lines.batch(rows, s), seed)
     return state["params"]["decoder"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,9 +51,9 @@ def make_examples(
     return examples
 
 
-def _room(frames: int) -> tuple[int, int]:
-    """Bytes and words that a batch of a padded length has room for."""
-    return frames * 9 // 32, frames // 12
+def _room(frames: int) -> tuple[int, int, int]:
+    """Bytes, words and tokens that a batch of a padded length has room for."""
+    return frames * 9 // 32, frames // 12, frames // 6
 
 
 def _fits(heard: Heard, words: int) -> bool:
@@ -63,39 +63,47 @@ def _fits(heard: Heard, words: int) -> bool:
 def _padded(heard: Heard, words: int) -> int | None:
     """The smallest of `FRAMES` with room for an utterance."""
     for frames in FRAMES:
-        length, most = _room(frames)
-        if len(heard.mel) <= frames and len(heard.text.ids) <= length and words <= most:
+        length, most, tokens = _room(frames)
+        inside = len(heard.mel) <= frames and len(heard.text.ids) <= length
+        if inside and words <= most and len(heard.tokens) <= tokens:
             return frames
     return None
 
 
-def batches(
-    examples: Sequence[Example], listener: Listener, rows: int, seed: int, start: int
-) -> Iterator[dict[str, np.ndarray]]:
-    """Endless batches of utterances of like length; batch s is a function of (seed, s)."""
+def draws(examples: Sequence[Example], rows: int, seed: int) -> Callable[[int], list[Example]]:
+    """The utterances of a step, of like length; a function of (seed, step)."""
     order = sorted(range(len(examples)), key=lambda i: examples[i].frames)
-    step = start
-    while True:
+
+    def drawn(step: int) -> list[Example]:
         rng = np.random.default_rng((seed, step))
         pivot = int(rng.integers(len(order)))
         near = order[max(0, pivot - 4 * rows) : pivot + 4 * rows]
         picked = rng.choice(len(near), rows, replace=len(near) < rows)
-        yield collate([examples[near[i]] for i in picked], listener)
-        step += 1
+        return [examples[near[i]] for i in picked]
+
+    return drawn
 
 
-def collate(examples: Sequence[Example], listener: Listener) -> dict[str, np.ndarray]:
-    """Pads to the smallest of `FRAMES` that holds all."""
+def collate(
+    examples: Sequence[Example], listener: Listener, frames: int = 0
+) -> dict[str, np.ndarray]:
+    """Pads to `frames`, or to the smallest of `FRAMES` that holds all."""
     rows = len(examples)
-    frames = max(_padded(e.heard, e.words) for e in examples)
-    length, words = _room(frames)
-    batch = pad_heard([e.heard for e in examples], listener, rows, frames, length)
+    frames = frames or max(_padded(e.heard, e.words) for e in examples)
+    length, words, tokens = _room(frames)
+    batch = pad_heard([e.heard for e in examples], listener, rows, frames, length, tokens)
     batch["word_mask"] = np.zeros((rows, words), np.float32)
-    batch["audio"] = np.zeros((rows, (frames - 1) * listener.mel.hop), np.float32)
     for row, e in enumerate(examples):
         batch["word_mask"][row, : e.words] = 1
-        batch["audio"][row, : len(e.audio)] = e.audio
     return batch
+
+
+def samples(examples: Sequence[Example], count: int) -> np.ndarray:
+    """Their audio, float32 [B, count], cut or zero padded."""
+    audio = np.zeros((len(examples), count), np.float32)
+    for row, e in enumerate(examples):
+        audio[row, : len(e.audio)] = e.audio[:count]
+    return audio
 
 
 def resampled(

@@ -4,15 +4,18 @@ decoder makes."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from slm_jax.audio.decode import load
-from slm_jax.data.schema import Record
+from slm_jax.data.schema import Record, Word
 from slm_jax.errors import UserError
 from slm_jax.nn.tree import Params
 from slm_jax.tokenizers.taste import RATE, save_taste
@@ -23,10 +26,11 @@ from slm_jax.training.spelling import Lines, read_dictionary
 from slm_jax.training.taste_examples import (
     FRAMES,
     Example,
-    batches,
     collate,
+    draws,
     make_examples,
     resampled,
+    samples,
 )
 from slm_jax.training.taste_losses import heard_words
 from slm_jax.training.taste_stages import TasteTraining, train_tokenizer
@@ -36,6 +40,8 @@ from slm_jax.training.vocoder_job import (
     train_adversarially,
     train_vocoder,
 )
+
+_PART = 32  # utterances that a thread hears at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,13 +73,18 @@ class TasteJob:
 
 
 def train(
-    job: TasteJob, datasets: Mapping[str, Sequence[Record]], whisper: Path, pronunciations: Path
+    job: TasteJob,
+    datasets: Mapping[str, Sequence[Record]],
+    held_out: Sequence[Record],
+    whisper: Path,
+    pronunciations: Path,
 ) -> Path:
     """Runs (or resumes) the whole recipe; returns the folder of the finished tokenizer.
 
     Args:
       job: the recipe.
       datasets: of each name in `job.datasets`, joined records with "audio" and "words".
+      held_out: such records that are not trained on; their losses are logged.
       whisper: folder of the speech encoder.
       pronunciations: dictionary of the first stage.
 
@@ -85,6 +96,7 @@ def train(
     lines = Lines(read_dictionary(pronunciations), texts, job.training.seed)
     listener = Listener(whisper, job.model.value_layers, job.model.vocoder.mel)
     made = {name: _examples(listener, name, records) for name, records in datasets.items()}
+    judged = _heard(listener, *_opened(held_out))
     examples = [example for name in job.datasets for example in made[name]]
     if not examples:
         longest = FRAMES[-1] * job.model.vocoder.mel.hop / RATE
@@ -94,7 +106,9 @@ def train(
         )
     heard = [example for found in made.values() for example in found]
     vocoder = train_vocoder(run_dir, voiced_audio(heard), job.model.vocoder, job.vocoder)
-    params = train_tokenizer(run_dir, examples, lines, listener, vocoder, job.model, job.training)
+    params = train_tokenizer(
+        run_dir, examples, judged, lines, listener, vocoder, job.model, job.training
+    )
     params["vocoder"] = vocoder
     params["vocoder"] = adapt_vocoder(run_dir, examples, listener, job, params)
     voice = default_speaker(listener, job.model, params, examples)
@@ -104,14 +118,32 @@ def train(
 
 def _examples(listener: Listener, name: str, records: Sequence[Record]) -> list[Example]:
     """Each utterance as it is, and once more in another voice (resampled by 6 to 20 %)."""
-    audios = [load(record["audio"].flac) for record in records]
-    words = [record["words"].words for record in records]
-    found = make_examples(listener, audios, words)
+    audios, words = _opened(records)
+    found = _heard(listener, audios, words)
     print(f"{name}: {len(found)} of {len(audios)} utterances fit", flush=True)
     rng = np.random.default_rng(len(audios))
     factors = np.exp(rng.choice((-1, 1), len(audios)) * rng.uniform(0.06, 0.18, len(audios)))
     others = [resampled(*one) for one in zip(audios, words, factors, strict=True)]
-    return found + make_examples(listener, *map(list, zip(*others, strict=True)))
+    return found + _heard(listener, [a for a, _ in others], [w for _, w in others])
+
+
+def _opened(records: Sequence[Record]) -> tuple[list[np.ndarray], list[list[Word]]]:
+    audios = [load(record["audio"].flac) for record in records]
+    return audios, [record["words"].words for record in records]
+
+
+def _heard(
+    listener: Listener, audios: Sequence[np.ndarray], words: Sequence[Sequence[Word]]
+) -> list[Example]:
+    """`make_examples` by several threads, so that the device need not wait for one."""
+    order = sorted(range(len(audios)), key=lambda i: len(audios[i]))
+    parts = [order[at : at + _PART] for at in range(0, len(order), _PART)]
+
+    def hear(part: Sequence[int]) -> list[Example]:
+        return make_examples(listener, [audios[i] for i in part], [words[i] for i in part])
+
+    with ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // 2)) as pool:
+        return [example for made in pool.map(hear, parts) for example in made]
 
 
 def voiced_audio(examples: Sequence[Example]) -> list[Voiced]:
@@ -137,23 +169,17 @@ def _slices(x: jax.Array, starts: jax.Array, length: int) -> jax.Array:
     return jax.vmap(lambda row, at: jax.lax.dynamic_slice_in_dim(row, at, length))(x, starts)
 
 
-def adapt_vocoder(
-    run_dir: Path,
-    examples: Sequence[Example],
-    listener: Listener,
-    job: TasteJob,
-    params: Params,
-) -> Params:
-    """Last stage: the vocoder learns from mels and pitch as the decoder makes them (aligned
-    durations), which are smoother than real ones, against discriminators. Returns the vocoder's
-    parameters."""
-    network = TasteNetwork(job.model, listener.config)
-    hop, frames = job.model.vocoder.mel.hop, job.vocoder.frames + 1
-    rest = {name: part for name, part in params.items() if name != "vocoder"}
+def make_pair(
+    network: TasteNetwork, frames: int
+) -> Callable[[Params, Any, jax.Array], tuple[jax.Array, jax.Array]]:
+    """(vocoder's parameters, (the other parameters, batch), key) -> what the vocoder makes of the
+    decoder's frames (aligned durations) in a segment of `frames`, and what was recorded there."""
+    hop, frames = network.config.vocoder.mel.hop, frames + 1
 
-    def pair(vocoder, batch, key):
+    def pair(vocoder, inputs, key):
+        rest, batch = inputs
         latents, durations, hidden, _ = heard_words(network, rest, batch)
-        q = network.quantize(rest, latents, batch["word_mask"], len(job.model.vocab))
+        q = network.quantize(rest, latents, batch["word_mask"], len(network.config.vocab))
         decoder = network.part(rest, "decoder")
         told = q.latents * batch["word_mask"][..., None]
         hidden, _ = decoder.tell(hidden, batch["ids"], batch["words"], told)
@@ -163,15 +189,33 @@ def adapt_vocoder(
         real = _slices(batch["audio"], at * hop, (frames - 1) * hop)
         return network.part({"vocoder": vocoder}, "vocoder")(mel, hertz, voiced), real
 
-    def feed(start: int):
-        return batches(examples, listener, job.vocoder.batch, job.training.seed + 99, start)
+    return pair
+
+
+def adapt_vocoder(
+    run_dir: Path,
+    examples: Sequence[Example],
+    listener: Listener,
+    job: TasteJob,
+    params: Params,
+) -> Params:
+    """Last stage: the vocoder learns from mels and pitch as the decoder makes them, which are
+    smoother than real ones, against discriminators. Returns the vocoder's parameters."""
+    network, hop = TasteNetwork(job.model, listener.config), job.model.vocoder.mel.hop
+    rest = jax.device_put({name: part for name, part in params.items() if name != "vocoder"})
+    drawn = draws(examples, job.vocoder.batch, job.training.seed + 99)
+
+    def batch_at(step: int) -> tuple[Params, dict[str, np.ndarray]]:
+        chosen = drawn(step)
+        batch = collate(chosen, listener)
+        return rest, batch | {"audio": samples(chosen, (batch["mel"].shape[1] - 1) * hop)}
 
     return train_adversarially(
         run_dir,
         "adapt",
         params["vocoder"],
-        pair,
-        feed,
+        make_pair(network, job.vocoder.frames),
+        batch_at,
         job.model.vocoder,
         job.vocoder,
         job.training.adapt,

@@ -8,7 +8,7 @@ them and the quantizer is switched on. The aggregator's pretrained layers learn 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from slm_jax.tokenizers.taste_listen import Listener
 from slm_jax.tokenizers.taste_network import TasteConfig, TasteNetwork
 from slm_jax.training.fit import FitConfig, fit
 from slm_jax.training.spelling import Lines, learn_to_spell
-from slm_jax.training.taste_examples import Example, batches, collate
+from slm_jax.training.taste_examples import FRAMES, Example, collate, draws
 from slm_jax.training.taste_losses import heard_words, losses, resynthesis
 
 TRAINED = ("aggregator", "prosody", "speaker", "decoder")
@@ -85,9 +85,56 @@ def make_step(
     return step
 
 
+def make_optimizer(training: TasteTraining) -> optax.GradientTransformation:
+    """AdamW over the three stages on speech, with one cosine over all of them."""
+    steps = training.text.steps + training.latent.steps + training.quantized.steps
+    decay = optax.warmup_cosine_decay_schedule(0.0, 1.0, min(200, steps // 10), steps, 0.03)
+
+    def adam(rate):
+        return optax.adamw(lambda s: rate * decay(s), b1=0.9, b2=0.98, weight_decay=0.01)
+
+    labels = {name: "slow" if name == "aggregator" else "fast" for name in TRAINED}
+    return optax.chain(
+        optax.clip_by_global_norm(2.0),
+        optax.partition(
+            {"slow": adam(training.aggregator_lr), "fast": adam(training.peak_lr)}, labels
+        ),
+    )
+
+
+def make_judge(
+    network: TasteNetwork,
+    held_out: Sequence[Example],
+    listener: Listener,
+    training: TasteTraining,
+    told: bool,
+    quantized: float,
+) -> Callable[[dict[str, Any]], dict[str, float]] | None:
+    """state -> held-out losses, with all levels and codes, over whole batches; None without
+    held-out utterances."""
+    if not held_out:
+        return None
+    whole = dataclasses.replace(training, dropout_levels=0.0, dropout_codes=0.0)
+    rows = min(training.batch, len(held_out))
+    starts = range(0, len(held_out) - rows + 1, rows)
+    batches = [collate(held_out[at : at + rows], listener, FRAMES[-1]) for at in starts]
+
+    @jax.jit
+    def lost(state, batch, quantized):
+        params = state["params"] | {"quantizer": state["quantizer"]}
+        return losses(network, params, batch, jax.random.key(0), told, quantized, whole)[1][0]
+
+    def judge(state):
+        found = [jax.device_get(lost(state, batch, np.float32(quantized))) for batch in batches]
+        return {name: float(np.mean([one[name] for one in found])) for name in found[0]}
+
+    return judge
+
+
 def train_tokenizer(
     run_dir: Path,
     examples: Sequence[Example],
+    held_out: Sequence[Example],
     lines: Lines,
     listener: Listener,
     vocoder: Params,
@@ -95,7 +142,13 @@ def train_tokenizer(
     training: TasteTraining,
 ) -> Params:
     """The spelling stage and the three stages on speech; returns all parameters but the
-    vocoder's."""
+    vocoder's.
+
+    Args:
+      examples, held_out: to learn from, and to judge every checkpoint by (may be empty).
+      lines: of the spelling stage.
+      vocoder: parameters of the samples of speech in TensorBoard.
+    """
     network = TasteNetwork(config, listener.config)
     params = network.init(training.seed)
     params["aggregator"] = start_from_whisper(
@@ -111,20 +164,8 @@ def train_tokenizer(
         peak_lr=training.peak_lr,
         seed=training.seed,
     )
-    steps = training.text.steps + training.latent.steps + training.quantized.steps
-    decay = optax.warmup_cosine_decay_schedule(0.0, 1.0, min(200, steps // 10), steps, 0.03)
-
-    def adam(rate):
-        return optax.adamw(lambda s: rate * decay(s), b1=0.9, b2=0.98, weight_decay=0.01)
-
+    optimizer = make_optimizer(training)
     trained = {name: params[name] for name in TRAINED}
-    labels = {name: "slow" if name == "aggregator" else "fast" for name in TRAINED}
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(2.0),
-        optax.partition(
-            {"slow": adam(training.aggregator_lr), "fast": adam(training.peak_lr)}, labels
-        ),
-    )
     state = {
         "params": trained,
         "opt": optimizer.init(trained),
@@ -143,17 +184,19 @@ def train_tokenizer(
         if name == "quantized" and config.quantizer == "rvq":
             state["quantizer"] = _codebooks(network, state, examples, listener, training)
 
-        def feed(start: int, number: int = number, quantized: float = quantized):
-            seed = training.seed * 10 + number
-            for batch in batches(examples, listener, training.batch, seed, start):
-                yield batch, np.float32(quantized)
+        drawn = draws(examples, training.batch, training.seed * 10 + number)
+
+        def batch_at(at: int, drawn: Any = drawn, quantized: float = quantized):
+            return collate(drawn(at), listener), np.float32(quantized)
 
         def listen(state: dict[str, Any], name: str = name, quantized: float = quantized):
             told = 0.0 if name == "text" else 1.0
             params = state["params"] | {"quantizer": state["quantizer"], "vocoder": vocoder}
             return said(params, sample, told, quantized)[0, : sample["frames"][0] * hop]
 
-        state = fit(run_dir, name, schedule, state, step, feed, training.seed + number, listen)
+        judge = make_judge(network, held_out, listener, training, name != "text", quantized)
+        seed = training.seed + number
+        state = fit(run_dir, name, schedule, state, step, batch_at, seed, listen, judge)
     return state["params"] | {"quantizer": state["quantizer"]}
 
 
@@ -172,8 +215,9 @@ def _codebooks(
 
     vectors, count = [], 0
     order = sorted(range(len(examples)), key=lambda i: examples[i].frames)
-    for start in range(0, len(order) - training.batch + 1, training.batch):
-        batch = collate([examples[i] for i in order[start : start + training.batch]], listener)
+    rows = min(training.batch, len(order))
+    for start in range(0, len(order) - rows + 1, rows):
+        batch = collate([examples[i] for i in order[start : start + rows]], listener)
         latents = np.asarray(find(state["params"], batch))
         vectors.append(latents[batch["word_mask"] > 0])
         count += len(vectors[-1])

@@ -7,7 +7,7 @@ second on mels and pitch as the decoder makes them.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,19 +56,20 @@ class Voiced(NamedTuple):
 
 
 def segments(
-    utterances: Sequence[Voiced], config: VocoderTraining, hop: int, start: int
-) -> Iterator[dict[str, np.ndarray]]:
-    """Endless {"audio" [B, frames * hop], "hertz", "voiced" [B, frames + 1]} at random gains; batch
-    s is a function of (seed, s)."""
+    utterances: Sequence[Voiced], config: VocoderTraining, hop: int
+) -> Callable[[int], dict[str, np.ndarray]]:
+    """The batch of a step, a function of (seed, step): {"audio" [B, frames * hop], "hertz",
+    "voiced" [B, frames + 1]} at random gains."""
     weights = np.array([len(u.audio) for u in utterances], np.float64)
     weights /= weights.sum()
-    step = start
-    while True:
+
+    def batch_at(step: int) -> dict[str, np.ndarray]:
         rng = np.random.default_rng((config.seed, step))
         rows = rng.choice(len(utterances), config.batch, p=weights)
         cut = [_segment(utterances[i], config.frames, hop, rng) for i in rows]
-        yield {name: np.stack([one[name] for one in cut]) for name in cut[0]}
-        step += 1
+        return {name: np.stack([one[name] for one in cut]) for name in cut[0]}
+
+    return batch_at
 
 
 def _segment(one: Voiced, frames: int, hop: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -109,23 +110,23 @@ def train_vocoder(
         updates, opt = optimizer.update(grads, state["opt"], state["params"])
         return {"params": optax.apply_updates(state["params"], updates), "opt": opt}, losses
 
-    def feed(start):
-        return segments(utterances, config, model.mel.hop, start)
-
-    sample, said = next(feed(0)), jax.jit(speak)
+    batch_at = segments(utterances, config, model.mel.hop)
+    sample, said = batch_at(0), jax.jit(speak)
 
     def listen(state):
         return np.concatenate(said(state["params"], sample))
 
     state: dict[str, Any] = {"params": params, "opt": optimizer.init(params)}
-    params = fit(run_dir, "vocoder", config.fit, state, step, feed, config.seed, listen)["params"]
+    params = fit(run_dir, "vocoder", config.fit, state, step, batch_at, config.seed, listen)[
+        "params"
+    ]
 
     def pair(params, batch, key):
         del key
         return speak(params, batch), batch["audio"]
 
     return train_adversarially(
-        run_dir, "adversarial", params, pair, feed, model, config, config.adversarial
+        run_dir, "adversarial", params, pair, batch_at, model, config, config.adversarial
     )
 
 
@@ -134,7 +135,7 @@ def train_adversarially(
     name: str,
     params: Params,
     pair: Callable[[Params, Any, jax.Array], tuple[jax.Array, jax.Array]],
-    feed: Callable[[int], Iterator[Any]],
+    batch_at: Callable[[int], Any],
     model: VocoderConfig,
     config: VocoderTraining,
     schedule: FitConfig,
@@ -143,13 +144,31 @@ def train_adversarially(
 
     Args:
       pair: (params, batch, key) -> generated and real audio, both [B, n].
-      feed: from a step on, endless batches.
+      batch_at: the batch of a step.
 
     Returns:
       The generator's parameters.
     """
+    step, start = make_adversarial_step(pair, model, config, schedule.steps)
+    sample, said = batch_at(0), jax.jit(pair)
+
+    def listen(state):
+        return np.concatenate(said(state["params"], sample, jax.random.key(0))[0])
+
+    state = start(params)
+    return fit(run_dir, name, schedule, state, step, batch_at, config.seed + 2, listen)["params"]
+
+
+def make_adversarial_step(
+    pair: Callable[[Params, Any, jax.Array], tuple[jax.Array, jax.Array]],
+    model: VocoderConfig,
+    config: VocoderTraining,
+    steps: int,
+) -> tuple[Callable[..., Any], Callable[[Params], dict[str, Any]]]:
+    """(state, batch, key) -> (state, losses), jitted, and the state at the generator's
+    parameters."""
     graphdef, critics = pure_params(Discriminators(rngs=nnx.Rngs(config.seed + 1)))
-    rate = optax.cosine_decay_schedule(config.adversarial_lr, schedule.steps, 0.1)
+    rate = optax.cosine_decay_schedule(config.adversarial_lr, steps, 0.1)
     optimizer = optax.chain(optax.clip_by_global_norm(10.0), _adamw(rate))
     criticising = optax.chain(optax.clip_by_global_norm(10.0), _adamw(lambda s: 2 * rate(s)))
 
@@ -180,18 +199,15 @@ def train_adversarially(
         }
         return new, named | {"discriminator": lost}
 
-    sample, said = next(feed(0)), jax.jit(pair)
+    def start(params: Params) -> dict[str, Any]:
+        return {
+            "params": params,
+            "opt": optimizer.init(params),
+            "critics": critics,
+            "critic_opt": criticising.init(critics),
+        }
 
-    def listen(state):
-        return np.concatenate(said(state["params"], sample, jax.random.key(0))[0])
-
-    state = {
-        "params": params,
-        "opt": optimizer.init(params),
-        "critics": critics,
-        "critic_opt": criticising.init(critics),
-    }
-    return fit(run_dir, name, schedule, state, step, feed, config.seed + 2, listen)["params"]
+    return step, start
 
 
 def _adamw(rate: Any) -> optax.GradientTransformation:

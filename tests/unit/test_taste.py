@@ -1,6 +1,7 @@
 """TASTE end to end with random weights: shapes, batch independence, look-ahead, training steps."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from slm_jax.tokenizers.taste_listen import Listener
 from slm_jax.tokenizers.taste_network import TasteNetwork, aligned
 from slm_jax.training.fit import FitConfig
 from slm_jax.training.spelling import Lines
-from slm_jax.training.taste_examples import FRAMES, batches, collate, make_examples
+from slm_jax.training.taste_examples import FRAMES, collate, draws, make_examples
 from slm_jax.training.taste_losses import losses
 from slm_jax.training.taste_stages import TasteTraining, train_tokenizer
 
@@ -169,12 +170,10 @@ def prepared(whisper):
 
 def test_batches_depend_on_seed_and_step_alone(prepared):
     _, listener, examples = prepared
-    whole = batches(examples, listener, 2, seed=3, start=0)
-    for _ in range(3):
-        next(whole)
-    resumed = next(batches(examples, listener, 2, seed=3, start=3))
-    for name, value in next(whole).items():
-        np.testing.assert_array_equal(value, resumed[name])
+    drawn, again = draws(examples, 2, seed=3), draws(examples, 2, seed=3)
+    whole = [collate(drawn(step), listener) for step in range(4)]
+    for name, value in collate(again(3), listener).items():
+        np.testing.assert_array_equal(value, whole[3][name])
 
 
 def test_alignment_gives_each_byte_frames_and_spends_them_all(prepared):
@@ -193,11 +192,17 @@ def test_three_stages_train_resume_and_end_with_codebooks(tmp_path, prepared, ca
     training = TasteTraining(short, short, short, short, batch=8)
     vocoder = TasteNetwork(config, listener.config).init(0)["vocoder"]
     lines = Lines({"one": ("W", "AH", "N"), "two": ("T", "UW")}, [["One", "two."]], 0)
-    params = train_tokenizer(tmp_path, examples, lines, listener, vocoder, config, training)
+    data = examples[:6], examples[6:], lines, listener, vocoder, config
+    params = train_tokenizer(tmp_path, *data, training)
     assert np.abs(np.asarray(params["quantizer"]["codebooks"])).sum() > 0
+    lines_of_log = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    logged = [json.loads(line) for line in lines_of_log]
+    judged = [line for line in logged if "held_out/mel" in line]
+    assert [line["stage"] for line in judged[:2]] == ["text", "text"]
+    assert judged[0]["held_out/mel"] != judged[1]["held_out/mel"]  # the state moved
     longer = dataclasses.replace(training, quantized=FitConfig(3, 1, 1))
     capsys.readouterr()
-    train_tokenizer(tmp_path, examples, lines, listener, vocoder, config, longer)
+    train_tokenizer(tmp_path, *data, longer)
     assert "quantized: resuming at step 2 of 3" in capsys.readouterr().out
 
 
