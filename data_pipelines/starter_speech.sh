@@ -5,7 +5,7 @@
 #
 # The training voices read sentences of their own; held-out sentences are read by joe and slt, by the
 # two voices that nothing trains on (rms, nezumi), and twice, slow and fast, for the swap experiment.
-# What is finished is kept: the same command again goes on. About half an hour on two cores.
+# What is finished is kept: the same command again goes on. About an hour and a half on two cores.
 set -euo pipefail
 out=${1:?give a folder for the speech}
 mkdir -p "$out"
@@ -19,10 +19,11 @@ read_by() {
   python -m data_pipelines.build "$name" --corpus jsonl --path "$out/$name/manifest.jsonl" --families ""
 }
 
-sentences "$out/joe.txt" --count 500
-sentences "$out/slt.txt" --skip 500 --count 230
-sentences "$out/awb.txt" --skip 730 --count 230
-sentences "$out/blend.txt" --skip 960 --count 180
+sentences "$out/joe.txt" --count 2000
+sentences "$out/slt.txt" --skip 2000 --count 900
+sentences "$out/awb.txt" --skip 2900 --count 900
+sentences "$out/blend.txt" --skip 3800 --count 500
+sentences "$out/kal.txt" --skip 4300 --count 600
 sentences "$out/joe_held.txt" --split held_out --count 40
 sentences "$out/slt_held.txt" --split held_out --skip 40 --count 30
 sentences "$out/rms.txt" --split held_out --skip 70 --count 36
@@ -35,6 +36,7 @@ python -m data_pipelines.build prompts
 read_by joe piper joe
 read_by slt flite:slt slt
 read_by awb flite:awb awb
+read_by kal flite:kal16 kal
 read_by blend kokoro:jf_alpha+jf_gongitsune+jf_tebukuro+jm_kumo blend
 read_by rms flite:rms rms
 read_by nezumi kokoro:jf_nezumi nezumi

@@ -25,7 +25,7 @@ from slm_jax.audio.resample import resample
 from slm_jax.data.schema import AUDIO_RATE
 from slm_jax.errors import UserError
 
-FLITE_VOICES = ("awb", "rms", "slt")
+FLITE_VOICES = ("awb", "kal16", "rms", "slt")
 
 
 class Voice(Protocol):

@@ -4,7 +4,9 @@ decoder makes."""
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +24,7 @@ from slm_jax.tokenizers.taste import RATE, save_taste
 from slm_jax.tokenizers.taste_listen import Listener
 from slm_jax.tokenizers.taste_network import TasteConfig, TasteNetwork
 from slm_jax.tokenizers.vocoder import denormalise_pitch
+from slm_jax.training.heard_cache import remembered
 from slm_jax.training.spelling import Lines, read_dictionary
 from slm_jax.training.taste_examples import (
     FRAMES,
@@ -41,6 +44,7 @@ from slm_jax.training.vocoder_job import (
     train_vocoder,
 )
 
+HEARD = "heard"  # folder of a run that keeps what it listened to, while it is unfinished
 _PART = 32  # utterances that a thread hears at once
 
 
@@ -95,8 +99,9 @@ def train(
     texts = [[w.text for w in r["words"].words] for rows in datasets.values() for r in rows]
     lines = Lines(read_dictionary(pronunciations), texts, job.training.seed)
     listener = Listener(whisper, job.model.value_layers, job.model.vocoder.mel)
-    made = {name: _examples(listener, name, records) for name, records in datasets.items()}
-    judged = _heard(listener, *_opened(held_out))
+    hearing = _Hearing(listener, run_dir / HEARD, f"{whisper.name} {job.model}")
+    made = {name: _examples(hearing, name, records) for name, records in datasets.items()}
+    judged = hearing(*_opened(held_out))
     examples = [example for name in job.datasets for example in made[name]]
     if not examples:
         longest = FRAMES[-1] * job.model.vocoder.mel.hop / RATE
@@ -113,18 +118,19 @@ def train(
     params["vocoder"] = adapt_vocoder(run_dir, examples, listener, job, params)
     voice = default_speaker(listener, job.model, params, examples)
     save_taste(run_dir / "taste", job.model, params, voice)
+    shutil.rmtree(run_dir / HEARD, ignore_errors=True)  # gigabytes, of no use to a finished run
     return run_dir / "taste"
 
 
-def _examples(listener: Listener, name: str, records: Sequence[Record]) -> list[Example]:
+def _examples(hearing: _Hearing, name: str, records: Sequence[Record]) -> list[Example]:
     """Each utterance as it is, and once more in another voice (resampled by 6 to 20 %)."""
     audios, words = _opened(records)
-    found = _heard(listener, audios, words)
+    found = hearing(audios, words)
     print(f"{name}: {len(found)} of {len(audios)} utterances fit", flush=True)
     rng = np.random.default_rng(len(audios))
     factors = np.exp(rng.choice((-1, 1), len(audios)) * rng.uniform(0.06, 0.18, len(audios)))
     others = [resampled(*one) for one in zip(audios, words, factors, strict=True)]
-    return found + _heard(listener, [a for a, _ in others], [w for _, w in others])
+    return found + hearing([a for a, _ in others], [w for _, w in others])
 
 
 def _opened(records: Sequence[Record]) -> tuple[list[np.ndarray], list[list[Word]]]:
@@ -132,18 +138,26 @@ def _opened(records: Sequence[Record]) -> tuple[list[np.ndarray], list[list[Word
     return audios, [record["words"].words for record in records]
 
 
-def _heard(
-    listener: Listener, audios: Sequence[np.ndarray], words: Sequence[Sequence[Word]]
-) -> list[Example]:
-    """`make_examples` by several threads, so that the device need not wait for one."""
-    order = sorted(range(len(audios)), key=lambda i: len(audios[i]))
-    parts = [order[at : at + _PART] for at in range(0, len(order), _PART)]
+class _Hearing:
+    """`make_examples` by several threads, so that the device need not wait for one, and what it
+    gave kept in `folder`."""
 
-    def hear(part: Sequence[int]) -> list[Example]:
-        return make_examples(listener, [audios[i] for i in part], [words[i] for i in part])
+    def __init__(self, listener: Listener, folder: Path, about: str):
+        self._listener, self._folder, self._about = listener, folder, about
 
-    with ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // 2)) as pool:
-        return [example for made in pool.map(hear, parts) for example in made]
+    def __call__(
+        self, audios: Sequence[np.ndarray], words: Sequence[Sequence[Word]]
+    ) -> list[Example]:
+        order = sorted(range(len(audios)), key=lambda i: len(audios[i]))
+        parts = [order[at : at + _PART] for at in range(0, len(order), _PART)]
+
+        def hear(part: Sequence[int]) -> list[Example]:
+            chosen = [audios[i] for i in part], [words[i] for i in part]
+            make = functools.partial(make_examples, self._listener)
+            return remembered(self._folder, self._about, *chosen, make)
+
+        with ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // 2)) as pool:
+            return [example for made in pool.map(hear, parts) for example in made]
 
 
 def voiced_audio(examples: Sequence[Example]) -> list[Voiced]:

@@ -17,6 +17,7 @@ from slm_jax.tokenizers.taste_decoder import TasteDecoderConfig
 from slm_jax.tokenizers.taste_listen import Listener
 from slm_jax.tokenizers.taste_network import TasteNetwork, aligned
 from slm_jax.training.fit import FitConfig
+from slm_jax.training.heard_cache import remembered
 from slm_jax.training.spelling import Lines
 from slm_jax.training.taste_examples import FRAMES, collate, draws, make_examples
 from slm_jax.training.taste_losses import losses
@@ -174,6 +175,27 @@ def test_batches_depend_on_seed_and_step_alone(prepared):
     whole = [collate(drawn(step), listener) for step in range(4)]
     for name, value in collate(again(3), listener).items():
         np.testing.assert_array_equal(value, whole[3][name])
+
+
+def test_what_was_heard_is_heard_once(tmp_path, prepared):
+    _, listener, _ = prepared
+    audios, spoken = [speech(1.0), speech(1.4, 1)], [words("one two", 1.0), words("a b c", 1.4)]
+    calls = []
+
+    def make(*inputs):
+        calls.append(inputs)
+        return make_examples(listener, *inputs)
+
+    first = remembered(tmp_path, "model", audios, spoken, make)
+    again = remembered(tmp_path, "model", audios, spoken, make)
+    assert len(calls) == 1 and [e.words for e in again] == [2, 3]
+    for one, other in zip(first, again, strict=True):
+        for before, after in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+            np.testing.assert_array_equal(before, after)
+            assert getattr(before, "dtype", int) == getattr(after, "dtype", int)
+    remembered(tmp_path, "another model", audios, spoken, make)
+    remembered(tmp_path, "model", audios, [words("one too", 1.0), spoken[1]], make)
+    assert len(calls) == 3
 
 
 def test_alignment_gives_each_byte_frames_and_spends_them_all(prepared):

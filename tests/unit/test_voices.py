@@ -69,7 +69,7 @@ def test_silence_around_speech_is_cut_to_a_margin():
         ("kokoro:af_heart", "no voice 'af_heart'", "jm_kumo"),
         ("kokoro:jf_alpha+", "no voice ''", "jm_kumo"),
         ("kokoro", "no voice ''", "jf_nezumi"),
-        ("flite:kal", "no voice 'kal'", "awb, rms, slt"),
+        ("flite:kal", "no voice 'kal'", "awb, kal16, rms, slt"),
         ("nowhere.onnx", "no voice 'nowhere.onnx'", "flite:NAME with NAME of awb"),
     ],
 )
