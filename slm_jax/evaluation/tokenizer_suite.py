@@ -13,9 +13,12 @@ from slm_jax.evaluation.run import held_out_records
 from slm_jax.evaluation.scores import Judges
 from slm_jax.evaluation.speakers import SpeakerEncoder
 from slm_jax.evaluation.tokenizer import evaluate_tokenizer
+from slm_jax.evaluation.verdicts import remembering
 from slm_jax.tokenizers.asr import Asr
 from slm_jax.tokenizers.taste import Taste
 from slm_jax.tokenizers.text import TextTokenizer
+
+VERDICTS = "verdicts.jsonl"
 
 
 def run_suite(
@@ -36,7 +39,8 @@ def run_suite(
       datasets: names or folders. A dataset of one speaker is one voice, of that name; of several
         speakers, a voice each, "dataset/speaker".
       unheard: datasets or voices that no training stage has heard.
-      out: folder for tokenizer.json, tokenizer.md and clips/; made if missing.
+      out: folder for tokenizer.json, tokenizer.md and clips/; made if missing. What judges said is
+        kept in its verdicts.jsonl, and not asked again.
       whisper: folder of the Whisper below the tokenizer, which also transcribes.
       speaker_encoder: the d-vector ONNX file.
       text_tokenizer: of the language model, a .gguf file or a folder.
@@ -71,7 +75,7 @@ def run_suite(
         Taste.load(whisper, taste),
         sets,
         new,
-        judges,
+        remembering(judges, Path(out) / VERDICTS),
         TextTokenizer.load(text_tokenizer),
         out=Path(out),
         limit=limit,
