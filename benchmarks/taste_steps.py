@@ -57,6 +57,7 @@ def programs(job: TasteJob) -> list[tuple[str, Any, tuple[Any, Any, Any]]]:
     """Name, jitted step and its arguments."""
     listener = Listener(fetch.locate(job.whisper), job.model.value_layers, job.model.vocoder.mel)
     network, training = TasteNetwork(job.model, listener.config), job.training
+    values = len(job.model.value_layers)
     params, key = network.init(training.seed), jax.random.key(0)
     lines = spelling.Lines(spelling.read_dictionary(fetch.locate(job.pronunciations)), [], 0)
     optimizer = spelling.make_optimizer(training.spelling.steps, training.peak_lr)
@@ -74,14 +75,15 @@ def programs(job: TasteJob) -> list[tuple[str, Any, tuple[Any, Any, Any]]]:
     for told in (False, True):
         step = taste_stages.make_step(network, optimizer, training, told)
         for frames in FRAMES:
-            batch = collate([made_up(listener, frames)] * training.batch, listener, frames)
+            examples = [made_up(listener, values, frames)] * training.batch
+            batch = collate(examples, listener, frames)
             name = f"{'codes' if told else 'text'}, {frames} frames"
             found.append((name, step, (state, (batch, np.float32(told)), key)))
     rest = {name: part for name, part in params.items() if name != "vocoder"}
     pair = make_pair(network, job.vocoder.frames)
     step, start = make_adversarial_step(pair, job.model.vocoder, job.vocoder, training.adapt.steps)
     for frames in FRAMES:
-        examples = [made_up(listener, frames)] * job.vocoder.batch
+        examples = [made_up(listener, values, frames)] * job.vocoder.batch
         batch = collate(examples, listener, frames)
         batch |= {"audio": samples(examples, (frames - 1) * job.model.vocoder.mel.hop)}
         found.append(
@@ -90,14 +92,14 @@ def programs(job: TasteJob) -> list[tuple[str, Any, tuple[Any, Any, Any]]]:
     return found
 
 
-def made_up(listener: Listener, frames: int) -> Example:
-    """A noisy utterance that fills a padded length."""
+def made_up(listener: Listener, values: int, frames: int) -> Example:
+    """A noisy utterance that fills a padded length; `values` encoder layers are heard."""
     rng = np.random.default_rng(frames)
     words = ["word"] * (frames // 24)
     times = int(frames * listener.mel.hop / listener.mel.rate * 50)
     width, bands = listener.config.width, listener.mel.n_mels
     text, (tokens, index) = text_bytes(words), listener.tokens(words)
-    features = rng.normal(size=(times, 1 + listener.values, width)).astype(np.float16)
+    features = rng.normal(size=(times, 1 + values, width)).astype(np.float16)
     heard = Heard(
         features[:, 0],
         features[:, 1:],

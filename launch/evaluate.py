@@ -79,7 +79,7 @@ def measure_tokenizer(
         unheard,
         run / "tokenizer",
         whisper=fetch.locate(DecodeJob().asr),
-        speaker_encoder=fetch.locate("voicefilter") / "embedder.int8.onnx",
+        speaker_encoder=fetch.speaker_encoder(),
         text_tokenizer=fetch.locate("smollm2"),
         limit=limit,
     )

@@ -29,7 +29,7 @@ class SpeakerEncoder:
       UserError: no such file, or onnxruntime is not installed.
     """
 
-    def __init__(self, model: Path | str):
+    def __init__(self, model: Path | str | None):
         try:
             import onnxruntime
         except ImportError as missing:
@@ -37,7 +37,7 @@ class SpeakerEncoder:
                 "onnxruntime, which runs the speaker encoder, is not installed",
                 "pip install 'slm_jax[eval]'",
             ) from missing
-        if not Path(model).is_file():
+        if model is None or not Path(model).is_file():
             raise UserError(f"there is no speaker encoder at {model}", "fetch it, or mend the path")
         self._session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
 

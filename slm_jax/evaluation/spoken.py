@@ -115,11 +115,11 @@ def evaluate(
         )
     scores, sound = [], []
     speakers = [utterance.speaker for utterance in utterances]
+    recorded = _voices([sample[0] for sample in samples], ears)
     for place, name in [(0, "original"), (1, "reconstruction"), (3, "continuation")]:
         clips = [sample[place] for sample in samples]
         scores += [_score(name, clips, judge, ear) for judge, ear in ears.transcribe.items()]
-        originals = [sample[0] for sample in samples]
-        sound += [{"clip": name} | row for row in _sound(clips, originals, speakers, ears)]
+        sound += [{"clip": name} | row for row in _sound(clips, recorded, speakers, ears)]
     judge = next(iter(ears.transcribe))
     _keep(Path(run_dir) / FOLDER, chosen, samples, continuer.taste.spec.name, judge)
     return {"protocol": PROTOCOL, "scores": scores, "sound": sound}
@@ -147,25 +147,32 @@ def _score(name: str, clips: Sequence[_Clip], judge: str, listen: Judge) -> dict
     return row | wer.word_error_rate([clip.text for clip in good], heard).to_json()
 
 
+def _voices(clips: Sequence[_Clip], ears: Ears) -> list[np.ndarray | None]:
+    if not ears.voice:
+        return [None] * len(clips)
+    return [None if clip.failed else ears.voice(clip.audio) for clip in clips]
+
+
 def _sound(
-    clips: Sequence[_Clip], originals: Sequence[_Clip], speakers: Sequence[str], ears: Ears
+    clips: Sequence[_Clip],
+    recorded: Sequence[np.ndarray | None],
+    speakers: Sequence[str],
+    ears: Ears,
 ) -> list[dict[str, Any]]:
+    """The figures of a kind of clip, beside the d-vectors of the recordings."""
     found = {}
     if ears.quality:
         found[QUALITY] = [np.nan if clip.failed else ears.quality(clip.audio) for clip in clips]
     if ears.voice:
-        recorded = [None if one.failed else ears.voice(one.audio) for one in originals]
         found[LIKENESS] = []
-        for i, clip in enumerate(clips):
+        for i, said in enumerate(_voices(clips, ears)):
             others = [
                 vector
                 for j, vector in enumerate(recorded)
                 if j != i and vector is not None and speakers[j] == speakers[i]
             ]
-            known = others and not clip.failed
-            found[LIKENESS].append(
-                float(np.mean(np.stack(others) @ ears.voice(clip.audio))) if known else np.nan
-            )
+            known = others and said is not None
+            found[LIKENESS].append(float(np.mean(np.stack(others) @ said)) if known else np.nan)
     figures = {name: bootstrap.ratio(values, None) for name, values in found.items()}
     return [{"figure": name} | one.to_json() for name, one in figures.items() if one]
 

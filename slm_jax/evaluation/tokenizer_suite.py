@@ -28,7 +28,7 @@ def run_suite(
     out: Path,
     *,
     whisper: Path,
-    speaker_encoder: Path,
+    speaker_encoder: Path | None,
     text_tokenizer: Path,
     limit: int | None = None,
 ) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def run_suite(
       out: folder for tokenizer.json, tokenizer.md and clips/; made if missing. What judges said is
         kept in its verdicts.jsonl, and not asked again.
       whisper: folder of the Whisper below the tokenizer, which also transcribes.
-      speaker_encoder: the d-vector ONNX file.
+      speaker_encoder: the d-vector ONNX file; None where onnxruntime is missing, which is refused.
       text_tokenizer: of the language model, a .gguf file or a folder.
       limit: utterances of each voice at most.
 

@@ -79,7 +79,6 @@ class Listener:
     ):
         self.language = language
         self.mel = mel
-        self.values = len(value_layers)
         whisper = Whisper.load(folder)
         self.config = whisper.config
         self.text = WhisperText(folder, self.config.vocab_size)

@@ -99,7 +99,8 @@ def train(
     texts = [[w.text for w in r["words"].words] for rows in datasets.values() for r in rows]
     lines = Lines(read_dictionary(pronunciations), texts, job.training.seed)
     listener = Listener(whisper, job.model.value_layers, job.model.vocoder.mel)
-    hearing = _Hearing(listener, run_dir / HEARD, f"{whisper.name} {job.model}")
+    about = f"{whisper.name} {job.model.value_layers} {job.model.vocoder.mel}"
+    hearing = _Hearing(listener, run_dir / HEARD, about)
     made = {name: _examples(hearing, name, records) for name, records in datasets.items()}
     judged = hearing(*_opened(held_out))
     examples = [example for name in job.datasets for example in made[name]]

@@ -117,16 +117,14 @@ def train_vocoder(
         return np.concatenate(said(state["params"], sample))
 
     state: dict[str, Any] = {"params": params, "opt": optimizer.init(params)}
-    params = fit(run_dir, "vocoder", config.fit, state, step, batch_at, config.seed, listen)[
-        "params"
-    ]
+    state = fit(run_dir, "vocoder", config.fit, state, step, batch_at, config.seed, listen)
 
     def pair(params, batch, key):
         del key
         return speak(params, batch), batch["audio"]
 
     return train_adversarially(
-        run_dir, "adversarial", params, pair, batch_at, model, config, config.adversarial
+        run_dir, "adversarial", state["params"], pair, batch_at, model, config, config.adversarial
     )
 
 
