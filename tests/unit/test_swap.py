@@ -1,5 +1,6 @@
 """The swap experiment: its statistics on numbers with known answers, its pairs, and it itself."""
 
+import json
 import math
 import re
 from xml.etree import ElementTree
@@ -234,14 +235,32 @@ def test_nothing_to_swap_is_refused(tmp_path):
 @pytest.mark.slow
 def test_swapped_words_of_real_speech_are_judged_and_reported(tmp_path):
     pytest.importorskip("pocketsphinx")
-    from data_pipelines import fetch
+    from data_pipelines import build, corpora, fetch
+    from data_pipelines.build_config import DatasetBuildConfig
     from slm_jax.audio.pitch import pitch
     from slm_jax.data import registry
+    from slm_jax.data.split import split_of
     from slm_jax.evaluation.pocket import PocketSphinx
     from slm_jax.evaluation.run import held_out_records
 
-    spec = registry.get("prompts")
-    records = held_out_records(spec.open(["words", "audio"]), ["words", "audio"])
+    spoken, _ = corpora.read("asterisk", fetch.prompts(), corpora.Defaults())
+    long = [u for u in spoken if len(u.text.split()) >= 5 and split_of(u.text) != "train"]
+    manifest = tmp_path / "prompts.jsonl"
+    manifest.write_text(
+        "".join(json.dumps({"audio": str(u.audio), "text": u.text}) + "\n" for u in long[:6])
+    )
+    root = build.ensure_dataset(
+        DatasetBuildConfig(
+            name="held_out",
+            out=str(tmp_path / "held_out"),
+            corpus="jsonl",
+            path=str(manifest),
+            families=(),
+            workers=1,
+        )
+    )
+    opened = registry.get(str(root)).open(["words", "audio"])
+    records = held_out_records(opened, ["words", "audio"])
     pairs = readings.time_scaled(records, 2) + readings.pitch_shifted(records, 1)
     taste = Taste.load(fetch.whisper_tiny_en())
     told = []
