@@ -5,7 +5,7 @@
 #
 # The training voices read sentences of their own; held-out sentences are read by joe and slt, by the
 # two voices that nothing trains on (rms, nezumi), and twice, slow and fast, for the swap experiment.
-# What is finished is kept: the same command again goes on. About an hour and a half on two cores.
+# What is finished is kept: the same command again goes on. An hour or two on two cores.
 set -euo pipefail
 out=${1:?give a folder for the speech}
 mkdir -p "$out"
