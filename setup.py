@@ -18,6 +18,11 @@ EVAL = [  # judges and references beside our own
     "speechmos>=0.0.1",
     "librosa>=0.10",  # speechmos needs these two and does not say so
     "onnxruntime>=1.19",
+    "pystoi>=0.4.1",
+]
+LADDER = [  # a judge and a codec that not every machine can install: both may ask for a C compiler
+    "pesq>=0.0.4",
+    "pycodec2>=4.1",
 ]
 SYNTHESIS = [  # voices that read sentences aloud; piper-tts is GPL-3.0
     "piper-tts>=1.3",
@@ -56,11 +61,13 @@ setup(
         "seqio": SEQIO,
         "synthesis": SYNTHESIS,
         "eval": EVAL,
+        "ladder": LADDER,
         "test": [
             "pytest>=8",
             "pytest-xdist>=3.6",
             "hypothesis>=6",
             "ruff>=0.9",
+            "scikit-learn>=1.5",
             "scipy>=1.13",
             "torch==2.13.0",
             "transformers>=5",
