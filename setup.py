@@ -69,6 +69,7 @@ setup(
             "ruff>=0.9",
             "scikit-learn>=1.5",
             "scipy>=1.13",
+            "snac>=1.2.1",
             "torch==2.13.0",
             "transformers>=5",
             *EVAL,
