@@ -21,13 +21,13 @@ import numpy as np
 from data_pipelines import fetch
 from slm_jax import config
 from slm_jax.paths import cache_dir
-from slm_jax.tokenizers.taste_decoder import text_bytes
 from slm_jax.tokenizers.taste_listen import Heard, Listener
 from slm_jax.tokenizers.taste_network import TasteNetwork
+from slm_jax.tokenizers.taste_text import read_dictionary, read_text
 from slm_jax.training import spelling, taste_stages
+from slm_jax.training.adversarial import make_adversarial_step
 from slm_jax.training.taste_examples import FRAMES, Example, collate, samples
 from slm_jax.training.taste_job import TasteJob, make_pair
-from slm_jax.training.vocoder_job import make_adversarial_step
 
 _TIMED = 20
 
@@ -59,9 +59,9 @@ def programs(job: TasteJob) -> list[tuple[str, Any, tuple[Any, Any, Any]]]:
     network, training = TasteNetwork(job.model, listener.config), job.training
     values = len(job.model.value_layers)
     params, key = network.init(training.seed), jax.random.key(0)
-    lines = spelling.Lines(spelling.read_dictionary(fetch.locate(job.pronunciations)), [], 0)
+    lines = spelling.Lines(read_dictionary(fetch.locate(job.pronunciations)), [], 0)
     optimizer = spelling.make_optimizer(training.spelling.steps, training.peak_lr)
-    learned = {"decoder": params["decoder"], "head": spelling.make_head(network, lines, 0)}
+    learned = {"decoder": params["decoder"], "head": spelling.make_head(network, 0)}
     state: dict[str, Any] = {"params": learned, "opt": optimizer.init(learned)}
     step = spelling.make_step(network, optimizer)
     found = [("spelling", step, (state, lines.batch(4 * training.batch, 0), key))]
@@ -81,7 +81,13 @@ def programs(job: TasteJob) -> list[tuple[str, Any, tuple[Any, Any, Any]]]:
             found.append((name, step, (state, (batch, np.float32(told)), key)))
     rest = {name: part for name, part in params.items() if name != "vocoder"}
     pair = make_pair(network, job.vocoder.frames)
-    step, start = make_adversarial_step(pair, job.model.vocoder, job.vocoder, training.adapt.steps)
+    step, start = make_adversarial_step(
+        pair,
+        job.model.vocoder.mel.rate,
+        job.vocoder.adversary,
+        training.adapt.steps,
+        job.vocoder.seed,
+    )
     for frames in FRAMES:
         examples = [made_up(listener, values, frames)] * job.vocoder.batch
         batch = collate(examples, listener, frames)
@@ -98,7 +104,7 @@ def made_up(listener: Listener, values: int, frames: int) -> Example:
     words = ["word"] * (frames // 24)
     times = int(frames * listener.mel.hop / listener.mel.rate * 50)
     width, bands = listener.config.width, listener.mel.n_mels
-    text, (tokens, index) = text_bytes(words), listener.tokens(words)
+    text, (tokens, index) = read_text(words, {}), listener.tokens(words)
     features = rng.normal(size=(times, 1 + values, width)).astype(np.float16)
     heard = Heard(
         features[:, 0],

@@ -210,7 +210,8 @@ def _families(cfg: BuildConfig, stages: report.Stages) -> None:
                 tokens.add_text(cfg.root, family, tokenizer)
     if isinstance(cfg, DatasetBuildConfig) and {"taste", "speaker"} & set(missing):
         with stages.timed("taste"):
-            taste = Taste.load(fetch.locate(cfg.asr), cfg.taste or None)
+            assets = fetch.locate(cfg.asr), fetch.locate(cfg.pronunciations)
+            taste = Taste.load(*assets, cfg.taste or None)
             tokens.add_taste(cfg.root, taste)
 
 

@@ -30,6 +30,7 @@ class DatasetBuildConfig:
       asr: Whisper that aligns and transcribes: "whisper_tiny_en" (fetched) or a folder.
       text_tokenizer: that of the text LLM: "smollm2" (fetched) or the path of a GGUF file or a
         tokenizer.json.
+      pronunciations: dictionary that TASTE reads by: "pronunciations" (fetched) or a file.
       taste: folder of TASTE weights, empty for the starter weights.
       families: what the dataset must have beside "words" and "audio": "text-<name>" for the ids of
         `text_tokenizer`, "taste", "speaker".
@@ -52,6 +53,7 @@ class DatasetBuildConfig:
     silence_db: float = -50.0
     asr: str = "whisper_tiny_en"
     text_tokenizer: str = "smollm2"
+    pronunciations: str = "pronunciations"
     taste: str = ""
     families: tuple[str, ...] = ("text-smollm2", "taste", "speaker")
     records_per_shard: int = 10_000

@@ -38,7 +38,7 @@ WHEEL_TAGS = (
     *("--implementation", "cp"),
     *("--python-version", "3.11"),
 )
-MAIN_JOB = ("smollm2", "whisper_tiny_en", "prompts_en", "debian_faq")
+MAIN_JOB = ("smollm2", "whisper_tiny_en", "pronunciations", "prompts_en", "debian_faq")
 
 
 def smollm2() -> Path:

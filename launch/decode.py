@@ -47,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     audio = audio_files.load(args.prompt_audio) if args.prompt_audio is not None else None
     trained = None if args.reconstruct else load_model(job.checkpoint)
     whisper = fetch.locate(job.asr)
-    taste = Taste.load(whisper, job.taste or (trained and trained.job.taste))
+    pronunciations = fetch.locate(job.pronunciations)
+    taste = Taste.load(whisper, pronunciations, job.taste or (trained and trained.job.taste))
     if trained is not None:
         check_taste(trained, taste)
     if audio is not None:

@@ -3,6 +3,7 @@
 python launch/evaluate.py --run=runs/NAME [--report_only] [--beside=runs/OTHER ...]
 python launch/evaluate.py --suite=swap [--taste DIR] [--datasets NAME ...] [--pairs NAME ...]
 python launch/evaluate.py --suite=tokenizer [--taste DIR] [--datasets NAME ...] [--unheard NAME ...]
+python launch/evaluate.py --suite=tokenizers [--datasets NAME ...] [--codecs KIND=DIR ...]
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             swap_words(args.run, args.taste, args.datasets, args.pairs, args.limit)
         elif args.suite == "tokenizer":
             measure_tokenizer(args.run, args.taste, args.datasets, args.unheard, args.limit)
+        elif args.suite == "tokenizers":
+            compare_tokenizers(args.run, args.taste, args.datasets, args.codecs, args.limit)
         else:
             measure(args.run)
     if args.beside:
@@ -57,6 +60,7 @@ def measure(run: Path) -> None:
         llm=fetch.locate(trained.job.llm.path) if trained.job.llm else None,
         text_tokenizer=fetch.locate(trained.job.text_tokenizer),
         whisper=fetch.locate(decode.asr),
+        pronunciations=fetch.locate(decode.pronunciations),
         decode=decode,
         voices=fetch.speaker_encoder(),
         run_dir=run,
@@ -79,6 +83,32 @@ def measure_tokenizer(
         unheard,
         run / "tokenizer",
         whisper=fetch.locate(DecodeJob().asr),
+        pronunciations=fetch.locate(DecodeJob().pronunciations),
+        speaker_encoder=fetch.speaker_encoder(),
+        text_tokenizer=fetch.locate("smollm2"),
+        limit=limit,
+    )
+
+
+def compare_tokenizers(
+    run: Path,
+    taste: Path | None,
+    datasets: Sequence[str],
+    codecs: Sequence[str],
+    limit: int | None,
+) -> None:
+    """All tokenizers that run here beside well-known codecs and damages, into RUN/tokenizers."""
+    from slm_jax.evaluation.tokenizers import systems  # of extra `eval`
+    from slm_jax.evaluation.tokenizers.suite import run_suite
+
+    decode = DecodeJob()
+    run_suite(
+        datasets,
+        [systems.parse_codec(one) for one in codecs],
+        run / "tokenizers",
+        taste=taste,
+        whisper=fetch.locate(decode.asr),
+        pronunciations=fetch.locate(decode.pronunciations),
         speaker_encoder=fetch.speaker_encoder(),
         text_tokenizer=fetch.locate("smollm2"),
         limit=limit,
@@ -104,7 +134,9 @@ def swap_words(
             f"no held-out utterance of {', '.join(datasets)} has a word between two others",
             "name other datasets with --datasets",
         )
-    tokenizer = Taste.load(fetch.locate(DecodeJob().asr), taste)
+    decode = DecodeJob()
+    assets = fetch.locate(decode.asr), fetch.locate(decode.pronunciations)
+    tokenizer = Taste.load(*assets, taste)
     with Progress("swap", len(pairs)) as progress:
         judges = Judges(PocketSphinx(), pitch)
         found = swap.evaluate(tokenizer, pairs, judges, run, advance=progress.advance)
@@ -123,7 +155,10 @@ def _held_out(datasets: Sequence[str]) -> list[Record]:
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--suite", choices=("run", "swap", "tokenizer"), default="run", help="what is measured"
+        "--suite",
+        choices=("run", "swap", "tokenizer", "tokenizers"),
+        default="run",
+        help="what is measured",
     )
     parser.add_argument("--run", type=Path, default=RUN, metavar="DIR", help=f"default {RUN}")
     parser.add_argument("--report_only", action="store_true", help="measure nothing")
@@ -135,13 +170,15 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="DIR",
         help="a measured run whose cross-entropies the report sets beside this run's; repeatable",
     )
-    speech = parser.add_argument_group("--suite=swap and --suite=tokenizer")
+    speech = parser.add_argument_group("--suite=swap, --suite=tokenizer and --suite=tokenizers")
     speech.add_argument("--taste", type=Path, metavar="DIR", help="tokenizer; default the starter")
     names = {"nargs": "+", "metavar": "NAME"}
     speech.add_argument("--datasets", default=["prompts"], help="default prompts", **names)
     speech.add_argument("--pairs", default=[], help="swap: datasets of re-read sentences", **names)
     unheard = "tokenizer: datasets or voices that no training stage has heard"
     speech.add_argument("--unheard", default=[], help=unheard, **names)
+    kinds = "tokenizers: codecs with weights of your own, as mimi=DIR"
+    speech.add_argument("--codecs", default=[], help=kinds, nargs="+", metavar="KIND=DIR")
     most = f"swap: pairs of each kind (default {PAIRS}); tokenizer: utterances of each voice"
     speech.add_argument("--limit", type=int, metavar="N", help=most)
     return parser.parse_args(argv)

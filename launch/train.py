@@ -39,7 +39,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     llm = _asset(job.llm.path) if job.llm else None
     codebooks = None
     if job.system.model.head == "continuous":
-        codebooks = Taste.load(_asset("whisper_tiny_en"), job.taste).codebook_latents
+        codebooks = Taste.load(
+            _asset("whisper_tiny_en"), _asset("pronunciations"), job.taste
+        ).codebook_latents
     outcome = loop.train(job, llm, codebooks)
     if not outcome.finished:
         raise SystemExit(distributed.PREEMPTED)
@@ -57,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             llm=llm,
             text_tokenizer=fetch.locate(job.text_tokenizer),
             whisper=fetch.locate(decode.asr),
+            pronunciations=fetch.locate(decode.pronunciations),
             decode=decode,
             voices=fetch.speaker_encoder(),
         )

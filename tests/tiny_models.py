@@ -10,7 +10,7 @@ import transformers
 from tokenizers import decoders, models, pre_tokenizers
 
 from slm_jax.nn.quantizers import RvqConfig
-from slm_jax.tokenizers.taste import save_taste
+from slm_jax.tokenizers.taste import Taste, save_taste
 from slm_jax.tokenizers.taste_decoder import TasteDecoderConfig
 from slm_jax.tokenizers.taste_network import TasteConfig, TasteNetwork
 from slm_jax.tokenizers.vocoder import VocoderConfig
@@ -66,12 +66,22 @@ def tiny_taste_config(**changes) -> TasteConfig:
     return TasteConfig(**settings | changes)
 
 
+WORDS = {"one": ("W", "AH", "N"), "two": ("T", "UW")}  # all that a tiny tokenizer can pronounce
+
+
 def tiny_taste(folder: Path, whisper: Path, **changes) -> Path:
-    """A tokenizer with random weights and codebooks."""
+    """A tokenizer with random weights and codebooks, its dictionary beside it."""
     config = tiny_taste_config(**changes)
     params = TasteNetwork(config, Whisper.load(whisper).config).init(0)
     if config.quantizer == "rvq":
         books = params["quantizer"]["codebooks"]
         params["quantizer"]["codebooks"] = np.random.default_rng(0).normal(size=books.shape)
-    save_taste(folder, config, params, np.array([1.0, 0, 0, 0], np.float32))
+    save_taste(folder, config, params, np.array([1.0, 0, 0, 0], np.float32), WORDS)
+    lines = [f"{word} {' '.join(phones)}\n" for word, phones in WORDS.items()]
+    (folder / "words.dict").write_text("".join(lines))
     return folder
+
+
+def load_tiny_taste(folder: Path, whisper: Path, **changes) -> Taste:
+    tiny_taste(folder, whisper, **changes)
+    return Taste.load(whisper, folder, folder)

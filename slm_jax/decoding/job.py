@@ -19,6 +19,7 @@ class DecodeJob:
       limits: how much is said.
       language: of prompts and text, ISO 639 code.
       asr: Whisper that hears spoken prompts; a name of data_pipelines/fetch.py, or a folder.
+      pronunciations: dictionary that the tokenizer reads by; a fetched one's name, or a file.
       taste: folder of the TASTE tokenizer; None for the starter that comes with the package.
       seed: of the samplers.
     """
@@ -29,5 +30,6 @@ class DecodeJob:
     limits: DecodeLimits = DecodeLimits()
     language: str = "en"
     asr: str = "whisper_tiny_en"
+    pronunciations: str = "pronunciations"
     taste: str | None = None
     seed: int = 0

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from slm_jax.data.schema import AUDIO_RATE
 from slm_jax.errors import UserError
-from slm_jax.tokenizers.taste_decoder import spell_numerals
+from slm_jax.tokenizers.taste_text import spell_numerals
 
 try:
     import pocketsphinx
@@ -80,13 +80,8 @@ class PocketSphinx:
         """
         parts = [_parts(word) for word in words]
         unknown = [any(self._pronounce(p) for p in spoken) for spoken in parts]
-        flat = [p for spoken in parts for p in spoken]
-        if not flat or not len(audio):
-            return [None] * len(words)
-        self._aligner.set_align_text(" ".join(flat))
-        _process(self._aligner, audio)
-        segments = [s for s in self._aligner.seg() or () if s.word[0] not in "<["]
-        if [s.word.partition("(")[0] for s in segments] != flat:
+        segments = self._segments(audio, [p for spoken in parts for p in spoken])
+        if not segments:
             return [None] * len(words)
         times, at = [], 0
         for spoken, guessed in zip(parts, unknown, strict=True):
@@ -97,6 +92,41 @@ class PocketSphinx:
             span = (own[0].start_frame * FRAME, (own[-1].end_frame + 1) * FRAME) if judged else None
             times.append(span)
         return times
+
+    def phones(self, audio: np.ndarray, words: Sequence[str]) -> list[tuple[str, float, float]]:
+        """Puts the phones of known words on the time axis.
+
+        Args:
+          audio: float32 [n], 16 kHz mono.
+          words: what is said, in order.
+
+        Returns:
+          (ARPAbet phone, start, end) in seconds, in order; silence is left out, and so are words
+          that the dictionary lacks. Empty if the words do not fit the audio.
+        """
+        flat = [p for word in words for p in _parts(word)]
+        guessed = {part for part in flat if self._pronounce(part)}
+        if not self._segments(audio, flat):
+            return []
+        # The second pass finds the phones of the words that the first one has placed.
+        self._aligner.set_alignment()
+        _process(self._aligner, audio)
+        return [
+            (phone.name, phone.start * FRAME, (phone.start + phone.duration) * FRAME)
+            for word in self._aligner.get_alignment() or ()
+            if word.name[0] not in "<[" and word.name.partition("(")[0] not in guessed
+            for phone in word
+        ]
+
+    def _segments(self, audio: np.ndarray, flat: Sequence[str]) -> list[Any]:
+        """The aligner's words without its silences; none if they are not those given."""
+        if not flat or not len(audio):
+            return []
+        self._aligner.set_align_text(" ".join(flat))
+        _process(self._aligner, audio)
+        segments = [s for s in self._aligner.seg() or () if s.word[0] not in "<["]
+        fits = [s.word.partition("(")[0] for s in segments] == list(flat)
+        return segments if fits else []
 
     def _hear(self, audio: np.ndarray) -> str:
         if not len(audio):

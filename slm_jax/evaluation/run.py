@@ -41,6 +41,7 @@ def evaluate_run(
     llm: Path | None,
     text_tokenizer: Path,
     whisper: Path,
+    pronunciations: Path,
     decode: DecodeJob,
     voices: Path | None,
     run_dir: Path | None = None,
@@ -53,6 +54,7 @@ def evaluate_run(
       llm: the text LLM that it started from, None for none.
       text_tokenizer: of the text row.
       whisper: hears prompts and clips.
+      pronunciations: that the tokenizer reads by.
       decode: how held-out prompts are continued, by 16 words at most; its checkpoint does not
         matter.
       voices: ONNX file of the speaker encoder, None to leave voices uncompared.
@@ -86,7 +88,7 @@ def evaluate_run(
     results.save(run, "datasets", [one for one in map(_report, opened) if one])
 
     if job.prompts:
-        taste = Taste.load(whisper, decode.taste or job.taste)
+        taste = Taste.load(whisper, pronunciations, decode.taste or job.taste)
         tokenizer = TextTokenizer.load(text_tokenizer)
         most = min(decode.limits.max_words, MAX_WORDS)
         limits = dataclasses.replace(decode.limits, max_words=most)

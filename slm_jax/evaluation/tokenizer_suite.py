@@ -28,6 +28,7 @@ def run_suite(
     out: Path,
     *,
     whisper: Path,
+    pronunciations: Path,
     speaker_encoder: Path | None,
     text_tokenizer: Path,
     limit: int | None = None,
@@ -42,6 +43,7 @@ def run_suite(
       out: folder for tokenizer.json, tokenizer.md and clips/; made if missing. What judges said is
         kept in its verdicts.jsonl, and not asked again.
       whisper: folder of the Whisper below the tokenizer, which also transcribes.
+      pronunciations: that the tokenizer reads by.
       speaker_encoder: the d-vector ONNX file; None where onnxruntime is missing, which is refused.
       text_tokenizer: of the language model, a .gguf file or a folder.
       limit: utterances of each voice at most.
@@ -72,7 +74,7 @@ def run_suite(
         realign=asr.align,
     )
     return evaluate_tokenizer(
-        Taste.load(whisper, taste),
+        Taste.load(whisper, pronunciations, taste),
         sets,
         new,
         remembering(judges, Path(out) / VERDICTS),

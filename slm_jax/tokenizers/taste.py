@@ -25,12 +25,7 @@ from slm_jax.errors import UserError
 from slm_jax.nn.quantizers import FsqConfig, RvqConfig, fsq_codebooks
 from slm_jax.nn.tree import Params, flatten, load_flat
 from slm_jax.streams import UTTERANCE, WORD, StreamSpec, fingerprint
-from slm_jax.tokenizers.taste_decoder import (
-    TasteDecoderConfig,
-    round_durations,
-    text_bytes,
-    word_times,
-)
+from slm_jax.tokenizers.taste_decoder import TasteDecoderConfig, round_durations, word_times
 from slm_jax.tokenizers.taste_listen import CONTEXTS, RATE, Listener
 from slm_jax.tokenizers.taste_network import (
     TasteConfig,
@@ -39,11 +34,18 @@ from slm_jax.tokenizers.taste_network import (
     bucket,
     pad_heard,
 )
+from slm_jax.tokenizers.taste_text import (
+    Pronunciations,
+    identify_pronunciations,
+    read_dictionary,
+    read_text,
+)
 from slm_jax.tokenizers.vocoder import VocoderConfig, fill_pitch
 from slm_jax.tokenizers.whisper import Whisper
 
 STARTER = Path(__file__).resolve().parent.parent / "weights" / "taste"
 CONFIG, WEIGHTS = "config.json", "weights.safetensors"
+DICTIONARY = "pronunciations"  # key of config.json: which dictionary it was trained with
 SPEAKER_BITS = 8  # of each number of a speaker vector
 _BATCH = 8
 
@@ -75,7 +77,7 @@ class Taste:
       default_speaker: float32 [speaker_width], the starter's voice.
       codebook_latents: float32 [K, V, latent]; the sum of one vector a level is a word's latent.
       vocoder_lookahead, frame_lookahead: seconds of future that decoding needs, by part.
-      text_lookahead: bytes of future text that decoding needs.
+      text_lookahead: symbols of future text that decoding needs.
     """
 
     def __init__(
@@ -83,10 +85,12 @@ class Taste:
         config: TasteConfig,
         params: Params,
         default_speaker: np.ndarray,
+        pronunciations: Pronunciations,
         whisper: Path | str,
         identity: str,
     ):
         self.config = config
+        self._pronunciations = pronunciations
         self.default_speaker = default_speaker
         self._listener = Listener(whisper, config.value_layers, config.vocoder.mel)
         network = TasteNetwork(config, self._listener.config)
@@ -110,18 +114,27 @@ class Taste:
         self._vocode = jax.jit(self._vocode_batch)
 
     @classmethod
-    def load(cls, whisper: Path | str, path: Path | str | None = None) -> Taste:
+    def load(
+        cls, whisper: Path | str, pronunciations: Path | str, path: Path | str | None = None
+    ) -> Taste:
         """Reads a tokenizer folder (config.json, weights.safetensors), by default the starter.
 
         Args:
           whisper: folder of the Whisper whose features it was trained on.
+          pronunciations: the dictionary that it was trained with.
           path: the folder.
 
         Raises:
           UserError: a file is missing or does not fit.
         """
         folder, identity = _identify(path)
-        config = _read_config(folder / CONFIG)
+        config, dictionary = _read_config(folder / CONFIG)
+        known = read_dictionary(pronunciations)
+        if identify_pronunciations(known) != dictionary:
+            raise UserError(
+                f"{folder} learned to read by another dictionary than {pronunciations}",
+                "give the one that it was trained with",
+            )
         weights_file = folder / WEIGHTS
         try:
             flat = load_file(weights_file)
@@ -133,7 +146,7 @@ class Taste:
         target["quantizer"].pop("counts", None)
         target["quantizer"].pop("sums", None)
         params = load_flat(target, {k: jnp.asarray(v, jnp.float32) for k, v in flat.items()})
-        return cls(config, params, default_speaker, whisper, identity)
+        return cls(config, params, default_speaker, known, whisper, identity)
 
     @property
     def codebook_latents(self) -> np.ndarray:
@@ -168,7 +181,7 @@ class Taste:
         return all_codes, all_speakers
 
     def _encode_short(self, audios, words):
-        heard = self._listener.hear(audios, words)
+        heard = self._listener.hear(audios, words, self._pronunciations)
         codes: list[Any] = [None] * len(audios)
         speakers: list[Any] = [None] * len(audios)
         order = sorted(range(len(audios)), key=lambda i: len(audios[i]))
@@ -222,7 +235,7 @@ class Taste:
                 raise ValueError(f"codes of shape {np.shape(ids)} for {wanted[0]} words")
             if np.min(ids) < 0 or np.any(np.max(ids, axis=0) >= self.config.vocab):
                 raise ValueError(f"codes outside the vocabulary {self.config.vocab}")
-        texts = [text_bytes(spoken) for spoken in words]
+        texts = [read_text(spoken, self._pronunciations) for spoken in words]
         audios: list[Any] = [None] * len(words)
         times: list[Any] = [None] * len(words)
         order = sorted(range(len(words)), key=lambda i: len(texts[i].ids))
@@ -284,9 +297,11 @@ class Taste:
         return jnp.clip(self._network.part(params, "vocoder")(mel, hertz, voiced), -1, 1)
 
 
-def _read_config(path: Path) -> TasteConfig:
+def _read_config(path: Path) -> tuple[TasteConfig, str]:
     try:
-        return taste_config(json.loads(path.read_text(encoding="utf-8")))
+        data = json.loads(path.read_text(encoding="utf-8"))
+        dictionary = data.pop(DICTIONARY)
+        return taste_config(data), dictionary
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} is not the configuration of a TASTE tokenizer of this version: {error!r}",
@@ -301,7 +316,11 @@ def round_speaker(vector: np.ndarray) -> np.ndarray:
 
 
 def save_taste(
-    folder: Path, config: TasteConfig, params: Params, default_speaker: np.ndarray
+    folder: Path,
+    config: TasteConfig,
+    params: Params,
+    default_speaker: np.ndarray,
+    pronunciations: Pronunciations,
 ) -> None:
     """Writes config.json and weights.safetensors (float16) for `Taste.load`."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -312,7 +331,8 @@ def save_taste(
         flat | {"default_speaker": default_speaker.astype(np.float16)},
         folder / WEIGHTS,
     )
-    text = json.dumps(dataclasses.asdict(config), indent=2)
+    data = dataclasses.asdict(config) | {DICTIONARY: identify_pronunciations(pronunciations)}
+    text = json.dumps(data, indent=2)
     (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
 
 

@@ -1,7 +1,7 @@
 """TASTE's decoder side: words, TASTE tokens and a speaker vector to durations and mel frames.
 
 Non-autoregressive by default, in the manner of FastSpeech (Ren et al. 2019, arXiv 1905.09263): each
-UTF-8 byte of the text gets a duration, its hidden state is repeated for as many frames, and a
+symbol of the text (`taste_text`) gets a duration, its state is repeated for as many frames, and a
 convolutional stack turns frames into mels and pitch, all at once or (`autoregressive`) one after
 the other. The reference decodes with an autoregressive unit LM (`TasteSpeechDecoder`). Everything
 is convolutional, so that the look-ahead is bounded and known.
@@ -11,8 +11,6 @@ Durations are learned by monotonic alignment (Kim et al. 2020, Glow-TTS, arXiv 2
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -23,9 +21,9 @@ from flax import nnx
 from slm_jax.audio.features import MelConfig
 from slm_jax.nn.conv import ConvNeXt
 from slm_jax.nn.layers import Embedding, LayerNorm, Linear
+from slm_jax.tokenizers.taste_text import BEGIN, END, SYMBOLS, Symbols
 from slm_jax.tokenizers.vocoder import denormalise_mel, denormalise_pitch
 
-BEGIN, END = 2, 3  # control bytes that never occur in text: the silence around an utterance
 _SPACE = ord(" ")
 
 
@@ -34,8 +32,8 @@ class TasteDecoderConfig:
     """Sizes; the default has 5 M parameters.
 
     Attributes:
-      text_width, text_mlp, text_layers: of the stack over bytes.
-      told_layers: of the second one over bytes, which has heard the latents.
+      text_width, text_mlp, text_layers: of the stack over the text's symbols.
+      told_layers: of the second one over symbols, which has heard the latents.
       width, mlp, layers: of the stack over frames.
       stride: frames that one position of that stack writes.
       autoregressive: whether each position hears the frames before it; then they come in turn.
@@ -56,54 +54,6 @@ class TasteDecoderConfig:
             raise ValueError("TasteDecoderConfig: all sizes must be positive")
 
 
-class TextBytes(NamedTuple):
-    """The text as the decoder reads it.
-
-    Attributes:
-      ids: int32 [N] bytes, BEGIN first and END last; words are separated by one space.
-      words: int32 [N], the word of each byte; a space, BEGIN and END belong to the word before
-        (BEGIN to word 0).
-    """
-
-    ids: np.ndarray
-    words: np.ndarray
-
-
-_ONES = (
-    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"),
-    *("eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen"),
-    "nineteen",
-)
-_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
-
-
-def spell_numerals(word: str) -> str:
-    """English numerals as they are read: up to 99 as a number, longer ones digit by digit."""
-
-    def read(match: re.Match) -> str:
-        digits = match[0]
-        if len(digits) > 2 or (len(digits) == 2 and digits[0] == "0"):
-            return " ".join(_ONES[int(d)] for d in digits)
-        if int(digits) < len(_ONES):
-            return _ONES[int(digits)]
-        tens, ones = _TENS[int(digits[0]) - 2], int(digits[1])
-        return f"{tens} {_ONES[ones]}" if ones else tens
-
-    return re.sub(r"[0-9]+", read, word)
-
-
-def text_bytes(words: Sequence[str]) -> TextBytes:
-    """Bytes of case-folded words, numerals spelled out."""
-    ids, index = [BEGIN], [0]
-    for w, word in enumerate(words):
-        spelled = spell_numerals(word.casefold()).encode() + (b" " if w + 1 < len(words) else b"")
-        ids += spelled
-        index += [w] * len(spelled)
-    ids.append(END)
-    index.append(max(0, len(words) - 1))
-    return TextBytes(np.array(ids, np.int32), np.array(index, np.int32))
-
-
 class Frames(NamedTuple):
     """mel [B, T, n_mels] and pitch [B, T], both normalised, and voicing [B, T], a logit."""
 
@@ -116,7 +66,7 @@ class TasteDecoder(nnx.Module):
     """See the module.
 
     Attributes:
-      text_lookahead: bytes of future text that a byte's state depends on.
+      text_lookahead: symbols of future text that a symbol's state depends on.
       frame_lookahead: mel frames of future states that a frame depends on.
     """
 
@@ -130,7 +80,7 @@ class TasteDecoder(nnx.Module):
         rngs: nnx.Rngs,
     ):
         d = config.text_width
-        self.bytes = Embedding(256, d, rngs=rngs, init=jax.nn.initializers.normal(0.5))
+        self.symbols = Embedding(SYMBOLS, d, rngs=rngs, init=jax.nn.initializers.normal(0.5))
         self.speaker = Linear(speaker_width, d, rngs=rngs)
         self.text = ConvNeXt(d, config.text_mlp, config.text_layers, rngs=rngs)
         self.text_norm = LayerNorm(d)
@@ -164,10 +114,10 @@ class TasteDecoder(nnx.Module):
 
         Returns:
           hidden: [B, N, D].
-          prior: [B, N, n_mels], the mel that each byte expects, by which audio is aligned.
+          prior: [B, N, n_mels], the mel that each symbol expects, by which audio is aligned.
         """
         mask = (ids > 0).astype(speaker.dtype)
-        x = self.bytes(ids) + self.speaker(speaker)[:, None]
+        x = self.symbols(ids) + self.speaker(speaker)[:, None]
         hidden = self.text_norm(self.text(x, mask))
         return hidden, self.prior(hidden)
 
@@ -178,7 +128,7 @@ class TasteDecoder(nnx.Module):
 
         Args:
           hidden: [B, N, D] of `read`.
-          ids, index: int [B, N], bytes and the word of each.
+          ids, index: int [B, N], symbols and the word of each.
           latents: [B, W, L]; zeros say nothing.
 
         Returns:
@@ -193,11 +143,11 @@ class TasteDecoder(nnx.Module):
     def write(
         self, hidden: jax.Array, durations: jax.Array, real: Frames, key: jax.Array
     ) -> Frames:
-        """Repeats each byte's state for its frames and predicts mels and pitch.
+        """Repeats each symbol's state for its frames and predicts mels and pitch.
 
         Args:
           hidden: [B, N, D] of `tell`.
-          durations: int [B, N], frames of each byte, 0 for padding.
+          durations: int [B, N], frames of each symbol, 0 for padding.
           real: the frames that are to be predicted, whose voicing is 0 or 1; an autoregressive
             decoder hears the one before each (teacher forcing).
           key: of the dropout on these.
@@ -280,7 +230,7 @@ class TasteDecoder(nnx.Module):
 
 
 def owners(durations: jax.Array, frames: int) -> jax.Array:
-    """durations int [B, N] -> int [B, T], the byte that each frame belongs to."""
+    """durations int [B, N] -> int [B, T], the symbol that each frame belongs to."""
     ends = jnp.cumsum(durations, axis=1)
     owner = jnp.sum(jnp.arange(frames)[None, :, None] >= ends[:, None, :], axis=-1)
     return jnp.minimum(owner, durations.shape[1] - 1)
@@ -297,7 +247,7 @@ _BOTTLENECK = 64  # of what an autoregressive decoder hears of the frame before
 
 
 def _position(since: jax.Array, length: jax.Array) -> jax.Array:
-    """Where a frame lies in its byte [B, T] -> [B, T, 6]."""
+    """Where a frame lies in its symbol [B, T] -> [B, T, 6]."""
     phase = (since + 0.5) / jnp.maximum(length, 1)
     left = length - since
     features = (phase, jnp.sin(jnp.pi * phase), jnp.cos(jnp.pi * phase))
@@ -306,23 +256,23 @@ def _position(since: jax.Array, length: jax.Array) -> jax.Array:
 
 
 def round_durations(log_durations: jax.Array, ids: jax.Array) -> jax.Array:
-    """Frames per byte, int32 [B, N]: rounded on the running sum, so that errors do not add up;
-    every byte of a character's start gets at least one frame, padding none."""
+    """Frames per symbol, int32 [B, N]: rounded on the running sum, so that errors do not add up;
+    every symbol gets at least one frame, padding none."""
     lengths = jnp.where(ids > 0, jnp.maximum(jnp.exp(log_durations), 1.0), 0.0)
     ends = jnp.round(jnp.cumsum(lengths, axis=1))
     return jnp.diff(ends, axis=1, prepend=0).astype(jnp.int32)
 
 
-def monotonic_alignment(scores: jax.Array, bytes_: jax.Array, frames: jax.Array) -> jax.Array:
+def monotonic_alignment(scores: jax.Array, symbols: jax.Array, frames: jax.Array) -> jax.Array:
     """Durations of the best monotonic path.
 
     Args:
-      scores: [B, N, T], log-likelihood of frame t under byte n.
-      bytes_: int [B], valid bytes of each row.
-      frames: int [B], valid frames; at least as many as bytes.
+      scores: [B, N, T], log-likelihood of frame t under symbol n.
+      symbols: int [B], valid symbols of each row.
+      frames: int [B], valid frames; at least as many as symbols.
 
     Returns:
-      int32 [B, N], at least 1 for each valid byte, summing to `frames`.
+      int32 [B, N], at least 1 for each valid symbol, summing to `frames`.
     """
     batch, count, length = scores.shape
     low = -1e9
@@ -343,12 +293,12 @@ def monotonic_alignment(scores: jax.Array, bytes_: jax.Array, frames: jax.Array)
         return jnp.where(active & came, at - 1, at), jnp.where(active, at, -1)
 
     times = jnp.arange(length)
-    _, owners = jax.lax.scan(backward, bytes_ - 1, (moved, times), reverse=True)
+    _, owners = jax.lax.scan(backward, symbols - 1, (moved, times), reverse=True)
     return jax.nn.one_hot(owners, count, dtype=jnp.int32).sum(axis=0)
 
 
 def word_times(
-    durations: np.ndarray, text: TextBytes, words: int, seconds_per_frame: float
+    durations: np.ndarray, text: Symbols, words: int, seconds_per_frame: float
 ) -> list[tuple[float, float]]:
     """(start, end) in seconds of each word, without the space behind it."""
     ends = np.cumsum(durations)[: len(text.ids)]

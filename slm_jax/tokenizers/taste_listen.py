@@ -20,8 +20,8 @@ from slm_jax.audio.features import (
 )
 from slm_jax.audio.pitch import PitchConfig, pitch
 from slm_jax.nn.tree import merge, pure_params
-from slm_jax.tokenizers.taste_decoder import TextBytes, text_bytes
 from slm_jax.tokenizers.taste_prosody import is_spoken
+from slm_jax.tokenizers.taste_text import Pronunciations, Symbols, read_text
 from slm_jax.tokenizers.vocoder import fill_pitch, normalise_mel, normalise_pitch
 from slm_jax.tokenizers.whisper import Whisper
 from slm_jax.tokenizers.whisper_text import WhisperText
@@ -42,7 +42,7 @@ class Heard(NamedTuple):
       tokens: int32 [S], prompt, the words' tokens, end of text.
       token_words: int32 [S], the word of each token, -1 for prompt and end.
       text: the words as the decoder reads them.
-      window: int32 [N, 2], first and past-the-last mel frame that each byte of it may own.
+      window: int32 [N, 2], first and past-the-last mel frame that each symbol of it may own.
       mel: float16 [F, n_mels], normalised; F frames as long as the audio.
       pitch: float16 [F], normalised; unvoiced frames are filled.
       voiced: float16 [F], 0 or 1.
@@ -52,7 +52,7 @@ class Heard(NamedTuple):
     values: np.ndarray
     tokens: np.ndarray
     token_words: np.ndarray
-    text: TextBytes
+    text: Symbols
     window: np.ndarray
     mel: np.ndarray
     pitch: np.ndarray
@@ -103,12 +103,18 @@ class Listener:
 
         self._analyse = jax.jit(analyse)
 
-    def hear(self, audios: Sequence[np.ndarray], words: Sequence[Sequence[Any]]) -> list[Heard]:
+    def hear(
+        self,
+        audios: Sequence[np.ndarray],
+        words: Sequence[Sequence[Any]],
+        pronunciations: Pronunciations,
+    ) -> list[Heard]:
         """Features of mono 16 kHz audio of at most 29 s each, and tokens of its words.
 
         Args:
           audios: float32 [n] each.
           words: of each, with `text`, and `start` and `end` in seconds.
+          pronunciations: by which the decoder reads them.
 
         The padding depends on an utterance's own length alone: what it is batched with changes
         nothing.
@@ -131,7 +137,7 @@ class Listener:
                     frames = max(1, -(-len(audios[i]) // HOP))
                     tokens, index = self.tokens([word.text for word in words[i]])
                     length = len(audios[i]) // self.mel.hop + 1
-                    text = text_bytes([word.text for word in words[i]])
+                    text = read_text([word.text for word in words[i]], pronunciations)
                     window = _windows(text, words[i], length, self.mel.hop / self.mel.rate)
                     shown = (x[row, :length].astype(np.float16) for x in (mels, tones, voiced))
                     heard[i] = Heard(
@@ -162,10 +168,10 @@ class Listener:
         return np.asarray(table)[ids] + np.asarray(positions)
 
 
-def _windows(text: TextBytes, words: Sequence[Any], frames: int, frame: float) -> np.ndarray:
+def _windows(text: Symbols, words: Sequence[Any], frames: int, frame: float) -> np.ndarray:
     window = np.tile(np.array([0, frames], np.int32), (len(text.ids), 1))
-    for n, (byte, w) in enumerate(zip(text.ids, text.words, strict=True)):
-        if is_spoken(byte):
+    for n, (symbol, w) in enumerate(zip(text.ids, text.words, strict=True)):
+        if is_spoken(symbol):
             window[n] = (words[w].start - SLACK) / frame, (words[w].end + SLACK) / frame + 1
     return np.clip(window, 0, frames)
 

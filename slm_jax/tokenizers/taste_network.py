@@ -122,7 +122,7 @@ class TasteNetwork:
         Args:
           batch: of `pad_heard`.
           words: W.
-          durations: int [B, N], frames of each byte (`aligned`).
+          durations: int [B, N], frames of each symbol (`aligned`).
         """
         # Features travel as float16; nothing is computed in it.
         keys, values = (batch[name].astype(jnp.float32) for name in ("keys", "values"))
@@ -173,8 +173,9 @@ class TasteNetwork:
 
 
 def aligned(prior: jax.Array, batch: dict[str, jax.Array]) -> jax.Array:
-    """Frames of each byte, int32 [B, N]: the best monotonic path of the mels through the bytes'
-    priors [B, N, n_mels]; spoken bytes are kept within reach of where the ASR heard their word."""
+    """Frames of each symbol, int32 [B, N]: the best monotonic path of the mels through their
+    priors [B, N, n_mels]; spoken symbols are kept within reach of where the ASR heard their
+    word."""
     mel = batch["mel"]
     cross = jnp.einsum("bnm,btm->bnt", prior, mel)
     scores = cross - 0.5 * jnp.sum(prior**2, -1)[..., None]
@@ -189,7 +190,7 @@ def pad_heard(
     heard: Sequence[Heard], listener: Listener, rows: int, frames: int, length: int, tokens: int
 ) -> dict[str, np.ndarray]:
     """A batch of what the encoder side gets, zero padded: `rows` utterances of at most `frames` mel
-    frames, `length` bytes and `tokens` Whisper tokens. Whisper's frames, a quarter more in 16 ms
+    frames, `length` symbols and `tokens` Whisper tokens. Whisper's frames, a quarter more in 16 ms
     hops, follow from these."""
     hop = listener.mel.hop / listener.mel.rate
     times = int(frames * hop * 50) + 4

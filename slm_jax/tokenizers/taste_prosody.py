@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from slm_jax.tokenizers.taste_decoder import BEGIN, owners, pick
+from slm_jax.tokenizers.taste_decoder import owners, pick
+from slm_jax.tokenizers.taste_text import BEGIN
 
 _SPOKEN_FROM, _APOSTROPHE = ord("0"), ord("'")
 
@@ -26,7 +27,7 @@ _DEVIATION = np.array([0.72, 0.36, 0.67, 0.24, 0.22, 0.25, 0.21, 0.15], np.float
 
 
 def is_spoken(ids: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
-    """Which bytes are sounded; spaces, punctuation and control bytes hold the pauses."""
+    """Which symbols are sounded; spaces, punctuation and control bytes hold the pauses."""
     return (ids >= _SPOKEN_FROM) | (ids == _APOSTROPHE)
 
 
@@ -42,8 +43,8 @@ def word_prosody(
     """Standardised prosody of each word.
 
     Args:
-      durations: int [B, N], frames of each byte.
-      ids, index: int [B, N], bytes and the word of each (`TextBytes`).
+      durations: int [B, N], frames of each symbol.
+      ids, index: int [B, N], symbols and the word of each (`taste_text.Symbols`).
       words: W.
       mel: [B, T, n_mels], normalised.
       pitch: [B, T], normalised; where unvoiced it does not count.
@@ -52,15 +53,15 @@ def word_prosody(
     Returns:
       [B, W, 8], in the order of `FEATURES`: log of the spoken frames, pitch and energy above the
       utterance's mean, log of the frames of pause behind the word, slope of the pitch, share of
-      voiced frames, deviations of pitch and energy within the word. Zero for words without bytes.
+      voiced frames, deviations of pitch and energy within the word. Zero for words without symbols.
     """
     frames = mel.shape[1]
     spoken = is_spoken(ids).astype(mel.dtype)
     silent = (~is_spoken(ids) & (ids != BEGIN) & (ids > 0)).astype(mel.dtype)
-    word_of_byte = jax.nn.one_hot(index, words, dtype=mel.dtype)
-    pause = jnp.einsum("bn,bnw->bw", durations * silent, word_of_byte)
+    word_of_symbol = jax.nn.one_hot(index, words, dtype=mel.dtype)
+    pause = jnp.einsum("bn,bnw->bw", durations * silent, word_of_symbol)
     inside = jnp.arange(frames)[None] < durations.sum(1, keepdims=True)
-    owned = pick(word_of_byte * spoken[..., None], owners(durations, frames))
+    owned = pick(word_of_symbol * spoken[..., None], owners(durations, frames))
     member = owned * inside[..., None]
     length = member.sum(1)
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from slm_jax.tokenizers.taste_decoder import TextBytes
 from slm_jax.tokenizers.taste_listen import Heard
+from slm_jax.tokenizers.taste_text import Symbols
 from slm_jax.training.taste_examples import Example
 
 
@@ -58,7 +58,7 @@ def _unflat(flat: dict[str, np.ndarray]) -> list[Example]:
     examples = []
     for i in range(int(flat["count"][0])):
         field = {name: flat[f"{i}/{name}"] for name in Heard._fields if name != "text"}
-        text = TextBytes(flat[f"{i}/ids"], flat[f"{i}/owners"])
+        text = Symbols(flat[f"{i}/ids"], flat[f"{i}/owners"])
         words = int(flat[f"{i}/count"][0])
         examples.append(Example(Heard(text=text, **field), words, flat[f"{i}/audio"]))
     return examples

@@ -1,8 +1,10 @@
 """The tokenizer's first stage: its text stack learns to pronounce from a dictionary, without audio.
 
-A few hours of speech hold a few thousand words; a pronouncing dictionary holds 130,000. Each byte
+A few hours of speech hold a few thousand words; a pronouncing dictionary holds 126,000. Each symbol
 emits two phones or blanks under CTC (Graves et al. 2006), over random words of the dictionary and
-the words of the training transcripts in their order. The output layer is thrown away afterwards.
+the words of the training transcripts in their order. Half of the words come as phones, as the
+dictionary has them, so that a letter's state comes to say what a phone's does. The output layer is
+thrown away afterwards.
 """
 
 from __future__ import annotations
@@ -17,54 +19,24 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from slm_jax.errors import UserError
 from slm_jax.nn.tree import Params
-from slm_jax.tokenizers.taste_decoder import text_bytes
 from slm_jax.tokenizers.taste_network import TasteNetwork
+from slm_jax.tokenizers.taste_text import PHONES, Pronunciations, read_text
 from slm_jax.training.fit import FitConfig, fit
 
-_BYTES = 96  # of a line of words
+_SYMBOLS = 96  # of a line of words
 _PHONES = 104
-_PER_BYTE = 2
+_PER_SYMBOL = 2
+_CLASSES = len(PHONES) + 2
 
-Dictionary = dict[str, tuple[str, ...]]
-
-
-def read_dictionary(path: Path | str) -> Dictionary:
-    """CMUdict's format: `word P H O N E S` a line; other readings of a word, `word(2)`, are left
-    out, and so are stress digits.
-
-    Args:
-      path: the file, or a folder with one `.dict` file in it.
-
-    Raises:
-      UserError: there is no such file, or it has no such lines.
-    """
-    found: Dictionary = {}
-    for line in _dictionary_file(Path(path)).read_text(encoding="utf-8").splitlines():
-        word, *phones = line.split() or [""]
-        if phones and word.replace("'", "").isalpha():
-            found[word.casefold()] = tuple(phone.rstrip("012") for phone in phones)
-    if not found:
-        raise UserError(f"{path} holds no pronunciations", "give a dictionary in CMUdict's format")
-    return found
-
-
-def _dictionary_file(path: Path) -> Path:
-    files = [path] if path.is_file() else sorted(path.glob("*.dict"))
-    if len(files) != 1:
-        raise UserError(
-            f"{path} is no pronouncing dictionary", "give a file, or a folder with one .dict file"
-        )
-    return files[0]
+Line = tuple[list[str], Pronunciations]  # words, and those of them that come as phones
 
 
 class Lines:
-    """Spelled lines of a dictionary and of texts."""
+    """Lines of words of a dictionary and of texts, spelled or as phones."""
 
-    def __init__(self, dictionary: Dictionary, texts: Sequence[Sequence[str]], seed: int):
-        self.phones = sorted({phone for phones in dictionary.values() for phone in phones})
-        self._number = {phone: i + 2 for i, phone in enumerate(self.phones)}  # 0 blank, 1 boundary
+    def __init__(self, dictionary: Pronunciations, texts: Sequence[Sequence[str]], seed: int):
+        self._number = {phone: i + 2 for i, phone in enumerate(PHONES)}  # 0 blank, 1 boundary
         self._dictionary = dictionary
         self._words = sorted(dictionary)
         spoken = (
@@ -75,24 +47,19 @@ class Lines:
         self._texts = [row for row in known if row]
         self._seed = seed
 
-    @property
-    def classes(self) -> int:
-        return len(self.phones) + 2
-
     def batch(self, rows: int, step: int) -> dict[str, np.ndarray]:
         """{"ids" [B, 96], "labels" [B, 104]}, 0 where there is nothing; a function of (seed,
         step)."""
         rng = np.random.default_rng((self._seed, step))
         return self.collate([self._line(rng) for _ in range(rows)])
 
-    def collate(self, lines: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:
-        """Bytes and phones of lines of words of the dictionary that fit."""
-        ids = np.zeros((len(lines), _BYTES), np.int32)
+    def collate(self, lines: Sequence[Line]) -> dict[str, np.ndarray]:
+        """Symbols and phones of lines of words of the dictionary that fit."""
+        ids = np.zeros((len(lines), _SYMBOLS), np.int32)
         labels = np.zeros((len(lines), _PHONES), np.int32)
-        for row, words in enumerate(lines):
-            spelled = text_bytes(words).ids
-            said = self.said(words)
-            ids[row, : len(spelled)], labels[row, : len(said)] = spelled, said
+        for row, line in enumerate(lines):
+            read, said = read_text(*line).ids, self.said(line[0])
+            ids[row, : len(read)], labels[row, : len(said)] = read, said
         return {"ids": ids, "labels": labels}
 
     def said(self, words: Sequence[str]) -> list[int]:
@@ -103,23 +70,25 @@ class Lines:
             out += [self._number[phone] for phone in self._dictionary[word]]
         return out
 
-    def _line(self, rng: np.random.Generator) -> list[str]:
+    def _line(self, rng: np.random.Generator) -> Line:
         if self._texts and rng.random() < 0.5:
             words = self._texts[rng.integers(len(self._texts))]
         else:
             words = [self._words[i] for i in rng.integers(len(self._words), size=10)]
+        kinds = dict.fromkeys(words)
+        given = {word: self._dictionary[word] for word in kinds if rng.random() < 0.5}
         kept: list[str] = []
         for word in words:
-            if not self._fits([*kept, word]):
+            if not self._fits(([*kept, word], given)):
                 break
             kept.append(word)
-        return kept
+        return kept, given
 
-    def _fits(self, words: Sequence[str]) -> bool:
-        emitted, said = _PER_BYTE * len(text_bytes(words).ids), self.said(words)
+    def _fits(self, line: Line) -> bool:
+        symbols, said = len(read_text(*line).ids), self.said(line[0])
         # CTC has a blank between two equal phones; a line without room for it has no finite loss.
         needed = len(said) + sum(a == b for a, b in itertools.pairwise(said))
-        return emitted <= _PER_BYTE * _BYTES and len(said) <= _PHONES and needed <= emitted
+        return symbols <= _SYMBOLS and len(said) <= _PHONES and needed <= _PER_SYMBOL * symbols
 
 
 def make_step(network: TasteNetwork, optimizer: optax.GradientTransformation):
@@ -129,7 +98,7 @@ def make_step(network: TasteNetwork, optimizer: optax.GradientTransformation):
 
     def loss(params, batch):
         logits = emissions(network, params, batch["ids"])
-        unheard = jnp.repeat(batch["ids"] == 0, _PER_BYTE, axis=1).astype(jnp.float32)
+        unheard = jnp.repeat(batch["ids"] == 0, _PER_SYMBOL, axis=1).astype(jnp.float32)
         padding = (batch["labels"] == 0).astype(jnp.float32)
         lost = optax.ctc_loss(logits, unheard, batch["labels"], padding)
         return jnp.sum(lost) / jnp.sum(1 - padding)
@@ -149,7 +118,7 @@ def emissions(network: TasteNetwork, params: Params, ids: jax.Array) -> jax.Arra
     speaker = jnp.zeros((ids.shape[0], network.config.speaker_width))
     hidden, _ = network.part(params, "decoder").read(ids, speaker)
     logits = hidden @ params["head"]
-    return logits.reshape(ids.shape[0], ids.shape[1] * _PER_BYTE, -1)
+    return logits.reshape(ids.shape[0], ids.shape[1] * _PER_SYMBOL, -1)
 
 
 def make_optimizer(steps: int, peak_lr: float) -> optax.GradientTransformation:
@@ -160,10 +129,10 @@ def make_optimizer(steps: int, peak_lr: float) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=0.01))
 
 
-def make_head(network: TasteNetwork, lines: Lines, seed: int) -> jax.Array:
+def make_head(network: TasteNetwork, seed: int) -> jax.Array:
     """The output layer [text_width, 2 * classes] at its start."""
     width = network.config.decoder.text_width
-    return 0.02 * jax.random.normal(jax.random.key(seed), (width, _PER_BYTE * lines.classes))
+    return 0.02 * jax.random.normal(jax.random.key(seed), (width, _PER_SYMBOL * _CLASSES))
 
 
 def learn_to_spell(
@@ -179,7 +148,7 @@ def learn_to_spell(
 ) -> Params:
     """Trains (or resumes) on `lines`; returns the decoder's parameters."""
     optimizer = make_optimizer(schedule.steps, peak_lr)
-    params = {"decoder": decoder, "head": make_head(network, lines, seed)}
+    params = {"decoder": decoder, "head": make_head(network, seed)}
     state: dict[str, Any] = {"params": params, "opt": optimizer.init(params)}
     step = make_step(network, optimizer)
     state = fit(run_dir, "spelling", schedule, state, step, lambda s: lines.batch(rows, s), seed)

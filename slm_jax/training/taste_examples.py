@@ -11,6 +11,7 @@ from slm_jax.audio.resample import resample
 from slm_jax.data.schema import Word
 from slm_jax.tokenizers.taste_listen import CONTEXTS, RATE, Heard, Listener
 from slm_jax.tokenizers.taste_network import pad_heard
+from slm_jax.tokenizers.taste_text import Pronunciations
 
 FRAMES = (192, 320, 512, 768)  # padded lengths; one compilation each
 
@@ -34,15 +35,19 @@ class Example(NamedTuple):
 
 
 def make_examples(
-    listener: Listener, audios: Sequence[np.ndarray], words: Sequence[Sequence[Any]]
+    listener: Listener,
+    audios: Sequence[np.ndarray],
+    words: Sequence[Sequence[Any]],
+    pronunciations: Pronunciations,
 ) -> list[Example]:
-    """Examples from mono 16 kHz audio and words with `text`, `start`, `end`.
+    """Examples from mono 16 kHz audio and words with `text`, `start`, `end`, read by
+    `pronunciations`.
 
-    Utterances that do not fit a padded length, or have fewer frames than bytes, are left out.
+    Utterances that do not fit a padded length, or have fewer frames than symbols, are left out.
     """
     limit = min(FRAMES[-1] * listener.mel.hop, (CONTEXTS[-1] - 1) * RATE)
     fit = [i for i, row in enumerate(words) if row and len(audios[i]) < limit]
-    heard = listener.hear([audios[i] for i in fit], [words[i] for i in fit])
+    heard = listener.hear([audios[i] for i in fit], [words[i] for i in fit], pronunciations)
     examples = []
     for i, h in zip(fit, heard, strict=True):
         if _fits(h, len(words[i])):
@@ -52,7 +57,7 @@ def make_examples(
 
 
 def _room(frames: int) -> tuple[int, int, int]:
-    """Bytes, words and tokens that a batch of a padded length has room for."""
+    """Symbols, words and tokens that a batch of a padded length has room for."""
     return frames * 9 // 32, frames // 12, frames // 6
 
 

@@ -23,9 +23,15 @@ from slm_jax.nn.tree import Params
 from slm_jax.tokenizers.taste import RATE, save_taste
 from slm_jax.tokenizers.taste_listen import Listener
 from slm_jax.tokenizers.taste_network import TasteConfig, TasteNetwork
+from slm_jax.tokenizers.taste_text import (
+    Pronunciations,
+    identify_pronunciations,
+    read_dictionary,
+)
 from slm_jax.tokenizers.vocoder import denormalise_pitch
+from slm_jax.training.adversarial import train_adversarially
 from slm_jax.training.heard_cache import remembered
-from slm_jax.training.spelling import Lines, read_dictionary
+from slm_jax.training.spelling import Lines
 from slm_jax.training.taste_examples import (
     FRAMES,
     Example,
@@ -37,15 +43,11 @@ from slm_jax.training.taste_examples import (
 )
 from slm_jax.training.taste_losses import heard_words
 from slm_jax.training.taste_stages import TasteTraining, train_tokenizer
-from slm_jax.training.vocoder_job import (
-    VocoderTraining,
-    Voiced,
-    train_adversarially,
-    train_vocoder,
-)
+from slm_jax.training.vocoder_job import VocoderTraining, Voiced, train_vocoder
 
 HEARD = "heard"  # folder of a run that keeps what it listened to, while it is unfinished
 _PART = 32  # utterances that a thread hears at once
+_WITHHELD = 0.2  # of the dictionary's words, from the resampled utterances
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +59,8 @@ class TasteJob:
       datasets: names or folders of datasets with "audio" and "words"; their train splits are used,
         a dataset named n times n times as often. The first is the default voice's.
       whisper: folder of the frozen speech encoder, or the name of a fetched one.
-      pronunciations: dictionary of the spelling stage (CMUdict's format), or the name of a fetched
-        one.
+      pronunciations: by which the decoder reads (CMUdict's format), or the name of a fetched
+        dictionary.
       model, vocoder, training: sizes and schedules.
     """
 
@@ -90,19 +92,22 @@ def train(
       datasets: of each name in `job.datasets`, joined records with "audio" and "words".
       held_out: such records that are not trained on; their losses are logged.
       whisper: folder of the speech encoder.
-      pronunciations: dictionary of the first stage.
+      pronunciations: the dictionary.
 
     Raises:
       UserError: no utterance has a length that is trained on.
     """
     run_dir = job.run_dir
     texts = [[w.text for w in r["words"].words] for rows in datasets.values() for r in rows]
-    lines = Lines(read_dictionary(pronunciations), texts, job.training.seed)
+    dictionary = read_dictionary(pronunciations)
+    lines = Lines(dictionary, texts, job.training.seed)
     listener = Listener(whisper, job.model.value_layers, job.model.vocoder.mel)
     about = f"{whisper.name} {job.model.value_layers} {job.model.vocoder.mel}"
     hearing = _Hearing(listener, run_dir / HEARD, about)
-    made = {name: _examples(hearing, name, records) for name, records in datasets.items()}
-    judged = hearing(*_opened(held_out))
+    made = {
+        name: _examples(hearing, name, records, dictionary) for name, records in datasets.items()
+    }
+    judged = hearing(*_opened(held_out), dictionary)
     examples = [example for name in job.datasets for example in made[name]]
     if not examples:
         longest = FRAMES[-1] * job.model.vocoder.mel.hop / RATE
@@ -118,20 +123,31 @@ def train(
     params["vocoder"] = vocoder
     params["vocoder"] = adapt_vocoder(run_dir, examples, listener, job, params)
     voice = default_speaker(listener, job.model, params, examples)
-    save_taste(run_dir / "taste", job.model, params, voice)
+    save_taste(run_dir / "taste", job.model, params, voice, dictionary)
     shutil.rmtree(run_dir / HEARD, ignore_errors=True)  # gigabytes, of no use to a finished run
     return run_dir / "taste"
 
 
-def _examples(hearing: _Hearing, name: str, records: Sequence[Record]) -> list[Example]:
-    """Each utterance as it is, and once more in another voice (resampled by 6 to 20 %)."""
+def _examples(
+    hearing: _Hearing, name: str, records: Sequence[Record], dictionary: Pronunciations
+) -> list[Example]:
+    """Each utterance as it is, and once more in another voice (resampled by 6 to 20 %), with some
+    words of the dictionary spelled as if it lacked them."""
     audios, words = _opened(records)
-    found = hearing(audios, words)
+    found = hearing(audios, words, dictionary)
     print(f"{name}: {len(found)} of {len(audios)} utterances fit", flush=True)
     rng = np.random.default_rng(len(audios))
     factors = np.exp(rng.choice((-1, 1), len(audios)) * rng.uniform(0.06, 0.18, len(audios)))
     others = [resampled(*one) for one in zip(audios, words, factors, strict=True)]
-    return found + hearing([a for a, _ in others], [w for _, w in others])
+    known = withhold(dictionary, len(audios))
+    return found + hearing([a for a, _ in others], [w for _, w in others], known)
+
+
+def withhold(dictionary: Pronunciations, seed: int) -> Pronunciations:
+    """The dictionary without a share of its words, drawn by `seed`."""
+    kept = np.random.default_rng(seed).random(len(dictionary)) >= _WITHHELD
+    words = sorted(dictionary)
+    return {word: dictionary[word] for word, keep in zip(words, kept, strict=True) if keep}
 
 
 def _opened(records: Sequence[Record]) -> tuple[list[np.ndarray], list[list[Word]]]:
@@ -147,15 +163,19 @@ class _Hearing:
         self._listener, self._folder, self._about = listener, folder, about
 
     def __call__(
-        self, audios: Sequence[np.ndarray], words: Sequence[Sequence[Word]]
+        self,
+        audios: Sequence[np.ndarray],
+        words: Sequence[Sequence[Word]],
+        dictionary: Pronunciations,
     ) -> list[Example]:
+        about = f"{self._about} {identify_pronunciations(dictionary)}"
         order = sorted(range(len(audios)), key=lambda i: len(audios[i]))
         parts = [order[at : at + _PART] for at in range(0, len(order), _PART)]
 
         def hear(part: Sequence[int]) -> list[Example]:
             chosen = [audios[i] for i in part], [words[i] for i in part]
-            make = functools.partial(make_examples, self._listener)
-            return remembered(self._folder, self._about, *chosen, make)
+            make = functools.partial(make_examples, self._listener, pronunciations=dictionary)
+            return remembered(self._folder, about, *chosen, make)
 
         with ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // 2)) as pool:
             return [example for made in pool.map(hear, parts) for example in made]
@@ -231,7 +251,8 @@ def adapt_vocoder(
         params["vocoder"],
         make_pair(network, job.vocoder.frames),
         batch_at,
-        job.model.vocoder,
-        job.vocoder,
+        job.model.vocoder.mel.rate,
+        job.vocoder.adversary,
         job.training.adapt,
+        job.vocoder.seed,
     )

@@ -56,12 +56,12 @@ def losses(
 
     frame_mask = (jnp.arange(mel.shape[1])[None] < batch["frames"][:, None]).astype(mel.dtype)
     expected = pick(prior, owners(durations, mel.shape[1]))
-    byte_mask = (ids > 0).astype(mel.dtype)
+    symbol_mask = (ids > 0).astype(mel.dtype)
     log_target = jnp.log(jnp.maximum(durations, 1).astype(mel.dtype))
     own = jax.nn.one_hot(index, words, dtype=mel.dtype)
     own *= (is_spoken(ids) * spoken[..., 0])[..., None]
     word_target = jnp.einsum("bn,bnw->bw", durations.astype(mel.dtype), own)
-    lengths = jnp.exp(jnp.clip(log_durations, -2, 5)) * byte_mask
+    lengths = jnp.exp(jnp.clip(log_durations, -2, 5)) * symbol_mask
     word_length = jnp.einsum("bn,bnw->bw", lengths, own)
     word_error = jnp.abs(jnp.log(word_length + 1) - jnp.log(word_target + 1))
     voiced = batch["voiced"] * frame_mask
@@ -72,7 +72,7 @@ def losses(
         "voicing": _mean(
             optax.sigmoid_binary_cross_entropy(predicted.voicing, batch["voiced"]), frame_mask
         ),
-        "duration": _mean((log_durations - log_target) ** 2, byte_mask),
+        "duration": _mean((log_durations - log_target) ** 2, symbol_mask),
         "word_duration": _mean(word_error, batch["word_mask"]),
         "commitment": quantized * q.commitment,
     }

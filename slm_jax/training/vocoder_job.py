@@ -19,7 +19,7 @@ from flax import nnx
 from slm_jax.audio.features import log_envelope
 from slm_jax.nn.tree import Params, merge, pure_params
 from slm_jax.tokenizers.vocoder import Vocoder, VocoderConfig, spectral_losses
-from slm_jax.training.discriminators import Discriminators, discriminator_loss, generator_losses
+from slm_jax.training.adversarial import Adversary, gan_adamw, train_adversarially
 from slm_jax.training.fit import FitConfig, fit
 
 
@@ -32,8 +32,7 @@ class VocoderTraining:
       batch: segments a step.
       frames: mel frames of one segment.
       peak_lr: of the first stage.
-      adversarial_lr: of generator and discriminators in the second.
-      adversarial_weight, feature_weight: of the discriminators' losses, the spectral ones have 1.
+      adversary: of the second.
     """
 
     fit: FitConfig = FitConfig(steps=1500)
@@ -41,9 +40,7 @@ class VocoderTraining:
     batch: int = 8
     frames: int = 50
     peak_lr: float = 1e-3
-    adversarial_lr: float = 2e-4
-    adversarial_weight: float = 0.3
-    feature_weight: float = 0.3
+    adversary: Adversary = Adversary()
     seed: int = 0
 
 
@@ -93,7 +90,7 @@ def train_vocoder(
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, config.peak_lr, min(50, config.fit.steps // 10), config.fit.steps, 0.1 * config.peak_lr
     )
-    optimizer = optax.chain(optax.clip_by_global_norm(10.0), _adamw(schedule))
+    optimizer = optax.chain(optax.clip_by_global_norm(10.0), gan_adamw(schedule))
 
     def speak(params, batch):
         mel = log_envelope(batch["audio"], batch["hertz"], model.mel)
@@ -124,89 +121,13 @@ def train_vocoder(
         return speak(params, batch), batch["audio"]
 
     return train_adversarially(
-        run_dir, "adversarial", state["params"], pair, batch_at, model, config, config.adversarial
+        run_dir,
+        "adversarial",
+        state["params"],
+        pair,
+        batch_at,
+        model.mel.rate,
+        config.adversary,
+        config.adversarial,
+        config.seed,
     )
-
-
-def train_adversarially(
-    run_dir: Path,
-    name: str,
-    params: Params,
-    pair: Callable[[Params, Any, jax.Array], tuple[jax.Array, jax.Array]],
-    batch_at: Callable[[int], Any],
-    model: VocoderConfig,
-    config: VocoderTraining,
-    schedule: FitConfig,
-) -> Params:
-    """Generator and discriminators in turns, one step each (LSGAN; `discriminators`).
-
-    Args:
-      pair: (params, batch, key) -> generated and real audio, both [B, n].
-      batch_at: the batch of a step.
-
-    Returns:
-      The generator's parameters.
-    """
-    step, start = make_adversarial_step(pair, model, config, schedule.steps)
-    sample, said = batch_at(0), jax.jit(pair)
-
-    def listen(state):
-        return np.concatenate(said(state["params"], sample, jax.random.key(0))[0])
-
-    state = start(params)
-    return fit(run_dir, name, schedule, state, step, batch_at, config.seed + 2, listen)["params"]
-
-
-def make_adversarial_step(
-    pair: Callable[[Params, Any, jax.Array], tuple[jax.Array, jax.Array]],
-    model: VocoderConfig,
-    config: VocoderTraining,
-    steps: int,
-) -> tuple[Callable[..., Any], Callable[[Params], dict[str, Any]]]:
-    """(state, batch, key) -> (state, losses), jitted, and the state at the generator's
-    parameters."""
-    graphdef, critics = pure_params(Discriminators(rngs=nnx.Rngs(config.seed + 1)))
-    rate = optax.cosine_decay_schedule(config.adversarial_lr, steps, 0.1)
-    optimizer = optax.chain(optax.clip_by_global_norm(10.0), _adamw(rate))
-    criticising = optax.chain(optax.clip_by_global_norm(10.0), _adamw(lambda s: 2 * rate(s)))
-
-    def generating(params, critics, batch, key):
-        fake, real = pair(params, batch, key)
-        named = spectral_losses(fake, real, model.mel.rate)
-        judged = generator_losses(merge(graphdef, critics), real, fake)
-        total = sum(named.values()) + config.adversarial_weight * judged["adversarial"]
-        return total + config.feature_weight * judged["features"], (named | judged, fake, real)
-
-    def judging(critics, real, fake):
-        return discriminator_loss(merge(graphdef, critics), real, fake)
-
-    @jax.jit
-    def step(state, batch, key):
-        grads, (named, fake, real) = jax.grad(generating, has_aux=True)(
-            state["params"], state["critics"], batch, key
-        )
-        updates, opt = optimizer.update(grads, state["opt"], state["params"])
-        fake = jax.lax.stop_gradient(fake)
-        lost, harsh = jax.value_and_grad(judging)(state["critics"], real, fake)
-        moved, critic_opt = criticising.update(harsh, state["critic_opt"], state["critics"])
-        new = {
-            "params": optax.apply_updates(state["params"], updates),
-            "opt": opt,
-            "critics": optax.apply_updates(state["critics"], moved),
-            "critic_opt": critic_opt,
-        }
-        return new, named | {"discriminator": lost}
-
-    def start(params: Params) -> dict[str, Any]:
-        return {
-            "params": params,
-            "opt": optimizer.init(params),
-            "critics": critics,
-            "critic_opt": criticising.init(critics),
-        }
-
-    return step, start
-
-
-def _adamw(rate: Any) -> optax.GradientTransformation:
-    return optax.adamw(rate, b1=0.8, b2=0.99, weight_decay=0.01)

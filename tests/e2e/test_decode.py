@@ -55,7 +55,7 @@ def save_run(folder, codebooks, fingerprint):
 
 @pytest.fixture(scope="module")
 def taste():
-    return Taste.load(fetch.whisper_tiny_en())
+    return Taste.load(fetch.whisper_tiny_en(), fetch.locate("pronunciations"))
 
 
 @pytest.fixture(scope="module")

@@ -56,6 +56,7 @@ def config(parts, out, **changes):
         "asr": str(parts / "whisper"),
         "text_tokenizer": str(parts / "llm"),
         "taste": str(parts / "taste"),
+        "pronunciations": str(parts / "taste"),
         "families": FAMILIES,
         "records_per_shard": 5,
         "workers": 1,

@@ -78,7 +78,7 @@ def test_a_tokenizer_is_trained_from_a_dataset_and_speaks(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "adapt 1/1" in said
 
-    taste = Taste.load(whisper, tmp_path / "runs" / "taste_tokenizer" / "taste")
+    taste = Taste.load(whisper, dictionary, tmp_path / "runs" / "taste_tokenizer" / "taste")
     assert taste.spec.vocab == (8, 8)
     [audio], _ = taste.decode([["hello"]], [np.zeros((1, 2), np.int32)], [taste.default_speaker])
     assert len(audio) > 0 and np.isfinite(audio).all()

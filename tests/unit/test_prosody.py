@@ -3,10 +3,10 @@
 import jax.numpy as jnp
 import numpy as np
 
-from slm_jax.tokenizers.taste_decoder import text_bytes
 from slm_jax.tokenizers.taste_prosody import _DEVIATION, _MEAN, FEATURES, word_prosody
+from slm_jax.tokenizers.taste_text import read_text
 
-TEXT = text_bytes(["ab", "cd"])  # BEGIN a b space c d END
+TEXT = read_text(["ab", "cd"], {})  # BEGIN a b space c d END
 DURATIONS = jnp.array([[2, 5, 5, 4, 10, 10, 3]])
 
 

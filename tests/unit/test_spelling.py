@@ -1,47 +1,37 @@
 import jax
 import numpy as np
-import pytest
 from tiny_models import tiny_taste_config, tiny_whisper
 
-from slm_jax.errors import UserError
 from slm_jax.tokenizers.taste_network import TasteNetwork
+from slm_jax.tokenizers.taste_text import PHONES
 from slm_jax.tokenizers.whisper import Whisper
 from slm_jax.training.fit import FitConfig
-from slm_jax.training.spelling import Lines, emissions, learn_to_spell, read_dictionary
+from slm_jax.training.spelling import Lines, emissions, learn_to_spell
 
 DICTIONARY = {"a": ("AH",), "cab": ("K", "AE", "B"), "bad": ("B", "AE", "D")}
 
 
-def test_a_dictionary_is_read_without_stress_variants_and_symbols(tmp_path):
-    path = tmp_path / "words.dict"
-    path.write_text("cab K AE1 B\ncab(2) K AH0 B\ndon't D OW1 N T\n.dot D AA1 T\nempty\n")
-    assert read_dictionary(path) == {"cab": ("K", "AE", "B"), "don't": ("D", "OW", "N", "T")}
-    assert read_dictionary(tmp_path) == read_dictionary(path)
-    path.write_text("\n")
-    with pytest.raises(UserError, match="no pronunciations"):
-        read_dictionary(path)
-    with pytest.raises(UserError, match="is no pronouncing dictionary"):
-        read_dictionary(tmp_path / "elsewhere")
-
-
-def test_lines_spell_words_and_say_their_phones():
+def test_lines_read_words_and_say_their_phones():
     lines = Lines(DICTIONARY, [["Cab,", "unknown", "bad."]], seed=0)
-    assert lines.phones == ["AE", "AH", "B", "D", "K"] and lines.classes == 7
-    batch = lines.collate([["cab", "a"]])
-    assert bytes(batch["ids"][0, 1:6].astype(np.uint8)) == b"cab a"
-    assert batch["labels"][0, :6].tolist() == [6, 2, 4, 1, 3, 0]
+    batch = lines.collate([(["cab", "a"], {"a": ("AH",)})])
+    phone = {name: 256 + i for i, name in enumerate(PHONES)}
+    assert batch["ids"][0, 1:6].tolist() == [*b"cab ", phone["AH"]]
+    said = {name: 2 + i for i, name in enumerate(PHONES)}
+    k, ae, b, ah = (said[name] for name in ("K", "AE", "B", "AH"))
+    assert batch["labels"][0, :6].tolist() == [k, ae, b, 1, ah, 0]
     seen = {tuple(row[row > 0]) for step in range(5) for row in lines.batch(4, step)["labels"]}
     assert tuple(lines.said(["cab", "bad"])) in seen  # the transcript, its unknown word left out
+    given = np.concatenate([lines.batch(4, step)["ids"] for step in range(5)])
+    assert 0.3 < np.mean((given >= 256)[given >= ord("a")]) < 0.7
 
 
 def test_a_line_has_room_for_its_phones():
-    """ "aa" has 4 bytes with its ends, which emit 8: not enough for 9 phones, or 5 equal ones."""
+    """ "aa" has 4 symbols with its ends, which emit 8: not enough for 9 phones, or 5 equal ones."""
     long = {"aa": ("B", "D") * 4 + ("B",)}
-    assert Lines(long, [["aa"]], seed=0)._line(np.random.default_rng(0)) == []
-    stuttering = {"aa": ("B",) * 5}
-    assert Lines(stuttering, [["aa"]], seed=0)._line(np.random.default_rng(0)) == []
-    short = {"aa": ("B",) * 4}
-    assert Lines(short, [["aa"]], seed=0)._line(np.random.default_rng(0)) == ["aa"]
+    stuttering, short = {"aa": ("B",) * 5}, {"aa": ("B",) * 4}
+    lines = [Lines(words, [["aa"]], seed=0) for words in (long, stuttering, short)]
+    assert [line._fits((["aa"], {})) for line in lines] == [False, False, True]
+    assert lines[0]._fits((["aa"], long))  # 9 phones that are given emit 22
 
 
 def test_batches_are_a_function_of_their_step():
@@ -72,8 +62,8 @@ def test_the_stage_changes_the_text_stack_alone_and_resumes(tmp_path, capsys):
     ]
     assert "spelling: resuming at step 1 of 2" in capsys.readouterr().out
     moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), decoder, trained[1])
-    assert moved["bytes"]["embedding"] > 0
+    assert moved["symbols"]["embedding"] > 0
     logits = emissions(
-        network, {"decoder": decoder, "head": np.zeros((8, 14))}, np.ones((1, 5), int)
+        network, {"decoder": decoder, "head": np.zeros((8, 2 * 41))}, np.ones((1, 5), int)
     )
-    assert logits.shape == (1, 10, 7)
+    assert logits.shape == (1, 10, 41)

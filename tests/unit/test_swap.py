@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from tiny_models import tiny_taste, tiny_whisper
+from tiny_models import load_tiny_taste, tiny_whisper
 
 from slm_jax.audio import decode
 from slm_jax.data.schema import AUDIO_RATE, AudioItem, Utterance, Word
@@ -202,7 +202,7 @@ def test_protocol_with_random_weights_leaves_words_players_figures_and_a_section
         return np.full((1, frames), 150.0), np.full((1, frames), True)
 
     whisper = tiny_whisper(tmp_path / "whisper")
-    taste = Taste.load(whisper, tiny_taste(tmp_path / "taste", whisper))
+    taste = load_tiny_taste(tmp_path / "taste", whisper)
     records = [record("a/1", "One two <three> four."), record("b", "one two ? four five six")]
     twice = [record("slow", "so it is said", seconds=3), record("fast", "so it is said")]
     pairs = readings.time_scaled(records, 9) + readings.re_spoken(twice, 9)
@@ -262,7 +262,7 @@ def test_swapped_words_of_real_speech_are_judged_and_reported(tmp_path):
     opened = registry.get(str(root)).open(["words", "audio"])
     records = held_out_records(opened, ["words", "audio"])
     pairs = readings.time_scaled(records, 2) + readings.pitch_shifted(records, 1)
-    taste = Taste.load(fetch.whisper_tiny_en())
+    taste = Taste.load(fetch.whisper_tiny_en(), fetch.locate("pronunciations"))
     told = []
     found = swap.evaluate(taste, pairs, Judges(PocketSphinx(), pitch), tmp_path, 1, told.append)
     assert told == [1, 1, 1]

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_models import tiny_taste, tiny_taste_config, tiny_whisper
+from tiny_models import WORDS, load_tiny_taste, tiny_taste, tiny_taste_config, tiny_whisper
 
 from slm_jax.data.schema import Word
 from slm_jax.errors import UserError
@@ -41,7 +41,7 @@ def whisper(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def taste(tmp_path_factory, whisper):
-    return Taste.load(whisper, tiny_taste(tmp_path_factory.mktemp("taste"), whisper))
+    return load_tiny_taste(tmp_path_factory.mktemp("taste"), whisper)
 
 
 def test_round_trip_has_the_declared_shapes(taste):
@@ -133,7 +133,7 @@ def test_lookahead_is_bounded_as_declared(taste):
     ],
 )
 def test_variants_encode_and_decode(tmp_path, whisper, changes):
-    taste = Taste.load(whisper, tiny_taste(tmp_path, whisper, **changes))
+    taste = load_tiny_taste(tmp_path, whisper, **changes)
     codes, speakers = taste.encode([speech(1.0)], [words("one two", 1.0)])
     assert codes[0].max() < max(taste.spec.vocab)
     assert len(taste.decode([["one", "two"]], codes, speakers)[0][0]) > 0
@@ -149,14 +149,18 @@ def test_config_survives_json():
 
 def test_a_missing_or_damaged_tokenizer_is_named(tmp_path, whisper):
     with pytest.raises(UserError, match=r"config\.json is missing"):
-        Taste.load(whisper, tmp_path)
+        Taste.load(whisper, tmp_path, tmp_path)
     folder = tiny_taste(tmp_path, whisper)
+    other = tmp_path / "other.txt"
+    other.write_text("one W AH1 N\n")
+    with pytest.raises(UserError, match="another dictionary"):
+        Taste.load(whisper, other, folder)
     (folder / "weights.safetensors").write_bytes(b"short")
     with pytest.raises(UserError, match="damaged"):
-        Taste.load(whisper, folder)
+        Taste.load(whisper, folder, folder)
     (folder / "config.json").write_text('{"value_layer": 2}')
     with pytest.raises(UserError, match="of this version"):
-        Taste.load(whisper, folder)
+        Taste.load(whisper, folder, folder)
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +170,7 @@ def prepared(whisper):
     texts = ["one two", "a b c", "go on then", "yes", "no no", "one more time", "ab cd", "last one"]
     audios = [speech(1.0 + 0.2 * i, i) for i in range(8)]
     spoken = [words(t, 1.0 + 0.2 * i) for i, t in enumerate(texts)]
-    return config, listener, make_examples(listener, audios, spoken)
+    return config, listener, make_examples(listener, audios, spoken, WORDS)
 
 
 def test_batches_depend_on_seed_and_step_alone(prepared):
@@ -184,7 +188,7 @@ def test_what_was_heard_is_heard_once(tmp_path, prepared):
 
     def make(*inputs):
         calls.append(inputs)
-        return make_examples(listener, *inputs)
+        return make_examples(listener, *inputs, WORDS)
 
     first = remembered(tmp_path, "model", audios, spoken, make)
     again = remembered(tmp_path, "model", audios, spoken, make)
@@ -213,7 +217,7 @@ def test_three_stages_train_resume_and_end_with_codebooks(tmp_path, prepared, ca
     short = FitConfig(steps=2, log_every=1, save_every=1)
     training = TasteTraining(short, short, short, short, batch=8)
     vocoder = TasteNetwork(config, listener.config).init(0)["vocoder"]
-    lines = Lines({"one": ("W", "AH", "N"), "two": ("T", "UW")}, [["One", "two."]], 0)
+    lines = Lines(WORDS, [["One", "two."]], 0)
     data = examples[:6], examples[6:], lines, listener, vocoder, config
     params = train_tokenizer(tmp_path, *data, training)
     assert np.abs(np.asarray(params["quantizer"]["codebooks"])).sum() > 0

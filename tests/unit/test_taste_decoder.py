@@ -8,16 +8,13 @@ from flax import nnx
 
 from slm_jax.audio.features import MelConfig
 from slm_jax.tokenizers.taste_decoder import (
-    BEGIN,
-    END,
     TasteDecoder,
     TasteDecoderConfig,
     monotonic_alignment,
     round_durations,
-    spell_numerals,
-    text_bytes,
     word_times,
 )
+from slm_jax.tokenizers.taste_text import read_text
 
 
 def best_by_hand(scores):
@@ -45,13 +42,6 @@ def test_alignment_is_the_best_of_all_paths(seed):
         assert durations[row, n:].sum() == 0
 
 
-def test_bytes_know_their_word():
-    text = text_bytes(["Héllo,", "you"])
-    assert bytes(text.ids[1:-1].astype(np.uint8)).decode() == "héllo, you"
-    assert (text.ids[0], text.ids[-1]) == (BEGIN, END)
-    np.testing.assert_array_equal(text.words, [0] * 9 + [1] * 4)
-
-
 def test_rounding_keeps_the_sum_and_padding_silent():
     ids = jnp.array([[5, 5, 5, 5, 0, 0]])
     durations = round_durations(jnp.log(jnp.array([[2.4, 2.4, 2.4, 2.4, 9.0, 9.0]])), ids)
@@ -60,19 +50,9 @@ def test_rounding_keeps_the_sum_and_padding_silent():
 
 
 def test_word_times_leave_out_the_pause():
-    text = text_bytes(["ab", "c"])
+    text = read_text(["ab", "c"], {})
     durations = np.array([5, 2, 3, 4, 6, 7])  # BEGIN a b space c END
     assert word_times(durations, text, 2, 0.5) == [(2.5, 5.0), (7.0, 10.0)]
-
-
-@pytest.mark.parametrize(
-    ("written", "read"),
-    [("1,", "one,"), ("20", "twenty"), ("$47", "$forty seven"), ("162", "one six two"),
-     ("05", "zero five"), ("19th", "nineteenth"), ("word", "word")],
-)  # fmt: skip
-def test_numerals_are_spelled(written, read):
-    assert spell_numerals(written) == read
-    assert bytes(text_bytes([written]).ids[1:-1].astype(np.uint8)).decode() == read
 
 
 def test_an_autoregressive_decoder_rolls_out_what_it_learns_by_teacher_forcing():
