@@ -19,6 +19,7 @@ EVAL = [  # judges and references beside our own
     "librosa>=0.10",  # speechmos needs these two and does not say so
     "onnxruntime>=1.19",
     "pystoi>=0.4.1",
+    "rapidfuzz>=3",
 ]
 LADDER = [  # a judge and a codec that not every machine can install: both may ask for a C compiler
     "pesq>=0.0.4",

@@ -17,40 +17,25 @@ from slm_jax.evaluation.scores import Judges, Span
 def remembering(judges: Judges, path: Path) -> Judges:
     """The same judges, which ask the file at `path` first and add to it what they say.
 
-    A verdict is known by the judge's name, the samples of the clip and the words that it was told.
-    Realignment is not kept. Delete the file to have everything judged anew.
+    Realignment is not kept.
     """
-    book = _Book(path)
-
-    def transcribe(name: str, listen: Callable[[list[np.ndarray]], list[str]]) -> Any:
-        def heard(clips: list[np.ndarray]) -> list[str]:
-            keys = [_key(name, clip) for clip in clips]
-            new = {key: clip for key, clip in zip(keys, clips, strict=True) if key not in book}
-            if new:
-                for key, text in zip(new, listen(list(new.values())), strict=True):
-                    book[key] = text
-            return [book[key] for key in keys]
-
-        return heard
-
-    def align(clip: np.ndarray, words: Sequence[str]) -> list[Span]:
-        spans = book.ask(_key("align", clip, words), lambda: judges.align(clip, words))
-        return [None if span is None else (span[0], span[1]) for span in spans]
-
-    def embed(clip: np.ndarray) -> np.ndarray:
-        return np.array(book.ask(_key("voice", clip), lambda: judges.embed(clip).tolist()))
-
+    book = Verdicts(path)
     return Judges(
-        {name: transcribe(name, listen) for name, listen in judges.transcribe.items()},
-        align,
-        embed,
-        lambda clip: book.ask(_key("quality", clip), lambda: judges.quality(clip)),
+        {name: book.transcribing(name, listen) for name, listen in judges.transcribe.items()},
+        book.aligning(judges.align),
+        book.embedding(judges.embed),
+        book.scoring(judges.quality),
         judges.realign,
     )
 
 
-class _Book:
-    """JSON lines [key, value], added to one by one; a line cut short by a crash is left out."""
+class Verdicts:
+    """What judges said, JSON lines [key, value] of a file, added one by one; a line cut short by a
+    crash is left out. Its methods give judges that ask it first.
+
+    A verdict is known by the judge's name, the samples of the clip and the words that it was told.
+    Delete the file to have everything judged anew.
+    """
 
     def __init__(self, path: Path):
         self._path, self._known = path, {}
@@ -62,22 +47,52 @@ class _Book:
             key, value = json.loads(line)
             self._known[key] = value
 
-    def __contains__(self, key: str) -> bool:
-        return key in self._known
+    def transcribing(
+        self, name: str, listen: Callable[[list[np.ndarray]], list[str]]
+    ) -> Callable[[list[np.ndarray]], list[str]]:
+        """A recogniser of that name."""
 
-    def __getitem__(self, key: str) -> Any:
+        def heard(clips: list[np.ndarray]) -> list[str]:
+            keys = [_key(name, clip) for clip in clips]
+            new = {k: clip for k, clip in zip(keys, clips, strict=True) if k not in self._known}
+            if new:
+                for key, text in zip(new, listen(list(new.values())), strict=True):
+                    self._add(key, text)
+            return [self._known[key] for key in keys]
+
+        return heard
+
+    def aligning(
+        self, align: Callable[[np.ndarray, Sequence[str]], list[Span]]
+    ) -> Callable[[np.ndarray, Sequence[str]], list[Span]]:
+        """A forced aligner."""
+
+        def spans(clip: np.ndarray, words: Sequence[str]) -> list[Span]:
+            found = self._ask(_key("align", clip, words), lambda: align(clip, words))
+            return [None if span is None else (span[0], span[1]) for span in found]
+
+        return spans
+
+    def embedding(
+        self, embed: Callable[[np.ndarray], np.ndarray]
+    ) -> Callable[[np.ndarray], np.ndarray]:
+        """A speaker encoder."""
+        return lambda clip: np.array(self._ask(_key("voice", clip), lambda: embed(clip).tolist()))
+
+    def scoring(self, quality: Callable[[np.ndarray], float]) -> Callable[[np.ndarray], float]:
+        """A judge of quality."""
+        return lambda clip: self._ask(_key("quality", clip), lambda: quality(clip))
+
+    def _ask(self, key: str, judge: Callable[[], Any]) -> Any:
+        if key not in self._known:
+            self._add(key, judge())
         return self._known[key]
 
-    def __setitem__(self, key: str, value: Any) -> None:
+    def _add(self, key: str, value: Any) -> None:
         self._known[key] = value
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with open(self._path, "a", encoding="utf-8") as file:
             file.write(json.dumps([key, value]) + "\n")
-
-    def ask(self, key: str, judge: Callable[[], Any]) -> Any:
-        if key not in self:
-            self[key] = judge()
-        return self[key]
 
 
 def _key(judge: str, clip: np.ndarray, words: Sequence[str] = ()) -> str:

@@ -67,3 +67,17 @@ def test_a_word_without_pronunciation_costs_its_neighbours_nothing(pocket, promp
 def test_too_many_words_for_the_audio_is_a_failure(pocket, prompt):
     words = ["impossible"] * 60
     assert pocket.align(prompt[:8000], words) == [None] * 60
+
+
+@pytest.mark.slow
+def test_phones_lie_in_their_words(pocket, prompt):
+    words = ["The", "conference", "is", "now", "being", "recorded."]
+    times, phones = pocket.align(prompt, words), pocket.phones(prompt, words)
+    assert [name for name, _, _ in phones][:2] == ["DH", "AH"]
+    assert all(a[2] <= b[1] + 1e-9 for a, b in itertools.pairwise(phones))
+    now = [name for name, start, end in phones if times[3][0] - 0.03 <= start < times[3][1] - 0.03]
+    assert now == ["N", "AW"]
+    shorter = pocket.phones(prompt, ["The", "conferenze", "is", "now", "being", "recorded"])
+    assert 0 < len(shorter) < len(phones)  # a word that the dictionary lacks has none
+    assert pocket.phones(prompt[:0], words) == [] == pocket.phones(prompt, [])
+    assert pocket.align(prompt, words) == times  # the second pass leaves nothing behind

@@ -38,10 +38,17 @@ RATES = ("wer", "dwer")
 
 
 class Clip(NamedTuple):
-    """Audio float32 [n] at 16 kHz that a system gave back, and what it sent: bits, if it coded."""
+    """What a system gave back, and what it sent.
+
+    Attributes:
+      audio: float32 [n], 16 kHz mono.
+      bits: that were sent; None where nothing is coded.
+      codes: int [T, K], where these are what was sent.
+    """
 
     audio: np.ndarray
     bits: float | None = None
+    codes: np.ndarray | None = None
 
 
 System = Callable[[np.ndarray], Clip]

@@ -1,0 +1,196 @@
+"""tokenizers.json, .md and .html: the table of all tokenizers, curves over the rate, players."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from slm_jax.evaluation import figures, page
+from slm_jax.evaluation.tokenizers.published import CODEC_SUPERB_TINY_SPEECH
+
+JSON, MARKDOWN, HTML, CLIPS = "tokenizers.json", "tokenizers.md", "tokenizers.html", "clips"
+_TEMPLATE = Path(__file__).parents[1] / "report.html"
+_NONE = "–"
+
+# Metric -> its name, its format, and a factor.
+COLUMNS: Mapping[str, tuple[str, str, float]] = {
+    "mel": ("mel", ".2f", 1),
+    "stft": ("stft", ".2f", 1),
+    "pesq_wb": ("PESQ-WB", ".2f", 1),
+    "stoi": ("STOI", ".3f", 1),
+    "estoi": ("ESTOI", ".3f", 1),
+    "si_sdr": ("SI-SDR, dB", ".1f", 1),
+    "f0_correlation": ("F0 correlation", ".2f", 1),
+    "f0_rmse_cents": ("F0 RMSE, cents", ".0f", 1),
+    "voicing_error": ("voicing error, %", ".1f", 100),
+    "duration_ratio": ("duration ratio", ".3f", 1),
+    "delay": ("delay, ms", ".0f", 1000),
+    "wer": ("word error, %", ".1f", 100),
+    "dwer": ("dWER, %", ".1f", 100),
+    "speaker_cosine": ("speaker cosine", ".2f", 1),
+    "speaker_margin": ("speaker margin", ".2f", 1),
+    "dnsmos": ("DNSMOS", ".2f", 1),
+}
+_CURVES = ("pesq_wb", "stoi", "mel", "wer", "speaker_cosine", "dnsmos")  # over the rate
+
+
+def write(folder: Path, result: Mapping[str, Any]) -> None:
+    """Writes all three; each appears whole or not at all.
+
+    Args:
+      folder: made if missing; its clips/ has the players' files.
+      result: {"protocol", "devices", "corpus": set -> {utterances, minutes}, "systems": name ->
+        what `resynthesise` returns, "statistics": name -> figures of the codes, "clips": [{"id",
+        "text", "system", "file"}]}, or as much of it as is known.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False)
+    written = {JSON: text, MARKDOWN: markdown(result), HTML: html(folder, result)}
+    for name, content in written.items():
+        temporary = folder / f".{name}.tmp"
+        temporary.write_text(content + "\n", encoding="utf-8")
+        os.replace(temporary, folder / name)
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """The tables, in Markdown."""
+    parts = ["# Speech tokenizers, measured", _corpus(result["corpus"])]
+    parts.append(
+        "Means over datasets, word error over all English utterances together; brackets hold 95 % "
+        "intervals."
+    )
+    head, rows = _systems(result["systems"])
+    parts += ["## Resynthesis", _table(head, rows)]
+    if result.get("statistics"):
+        parts += ["## Codes", _table(*_statistics(result["statistics"]))]
+    parts += ["## Published, not measured here", _table(*_published())]
+    return "\n\n".join([*parts, f"Protocol: {result['protocol']}"])
+
+
+def html(folder: Path, result: Mapping[str, Any]) -> str:
+    """The page."""
+    sections = {
+        "Rate and quality": _curves(result["systems"]),
+        "Resynthesis": page.card(page.table(*_escaped(*_systems(result["systems"])))),
+        "Codes": page.card(page.table(*_escaped(*_statistics(result.get("statistics", {}))))),
+        "Listen": _players(folder, result.get("clips", [])),
+        "Published, not measured here": page.card(page.table(*_escaped(*_published()))),
+        "Protocol": page.card(page.protocol(result["protocol"])),
+    }
+    body = "\n".join(f"<section><h2>{t}</h2>\n{inner}\n</section>" for t, inner in sections.items())
+    fields = {
+        "title": "Speech tokenizers, measured",
+        "subtitle": f"Written {datetime.datetime.now():%Y-%m-%d %H:%M}. "
+        + escape(_corpus(result["corpus"])),
+        "tiles": "",
+        "sections": body,
+    }
+    text = _TEMPLATE.read_text(encoding="utf-8")
+    for name, value in fields.items():
+        text = text.replace("{{" + name + "}}", value)
+    return text
+
+
+def _corpus(corpus: Mapping[str, Any]) -> str:
+    sets = (
+        f"{name} ({size['utterances']} utterances, {size['minutes']:.1f} min)"
+        for name, size in corpus.items()
+    )
+    return "Held-out speech of " + ", ".join(sets) + "."
+
+
+def _systems(systems: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    head = ["system", "kbit/s", *(name for name, _, _ in COLUMNS.values()), "EER, %", "failed"]
+    rows = []
+    for name, found in systems.items():
+        rate, eer = found["bits_per_second"], found["eer"]
+        row = [name, _NONE if rate is None else f"{rate / 1000:.2f}"]
+        row += [_figure(found["mean"][metric], *form[1:]) for metric, form in COLUMNS.items()]
+        row += [_NONE if eer is None else f"{100 * eer:.1f}", str(found["failed"])]
+        rows.append(row)
+    return head, rows
+
+
+def _statistics(statistics: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    head = ["system", "items/s", "bit/s", "bit/s at entropy", "codes used", "perplexity"]
+    head += ["unit error, noise 20 dB, %", "unit error, gain -6 dB, %"]
+    rows = []
+    for name, found in statistics.items():
+        levels = found["levels"]
+        row = [name, f"{found['items_per_second']:.1f}", f"{found['bits_per_second']:.0f}"]
+        row.append(f"{found['entropy_bits_per_second']:.0f}")
+        row.append(", ".join(f"{one['used']}/{one['vocab']}" for one in levels))
+        row.append(", ".join(f"{one['perplexity']:.0f}" for one in levels))
+        row += [_figure(found[damage], ".1f", 100) for damage in ("noise", "gain")]
+        rows.append(row)
+    return head, rows
+
+
+def _published() -> tuple[list[str], list[list[str]]]:
+    head = ["Codec-SUPERB tiny, Speech", "kbit/s", "mel", "PESQ-WB", "STOI", "F0CORR"]
+    rows = [
+        [one.name, f"{one.kbps:g}", *(f"{value:.3f}" for value in one[2:])]
+        for one in CODEC_SUPERB_TINY_SPEECH
+    ]
+    return head, rows
+
+
+def _curves(systems: Mapping[str, Any]) -> str:
+    """One chart a metric; systems of one kind, told by the first word of their name, are joined."""
+    coded = {name: one for name, one in systems.items() if one["bits_per_second"]}
+    kinds = list(dict.fromkeys(name.split()[0] for name in coded))
+    charts = []
+    for metric in _CURVES:
+        title, _, factor = COLUMNS[metric]
+        series = []
+        for colour, kind in enumerate(kinds):
+            points = sorted(
+                (one["bits_per_second"] / 1000, factor * one["mean"][metric]["value"])
+                for name, one in coded.items()
+                if name.split()[0] == kind and one["mean"][metric]
+            )
+            if points:
+                x, y = zip(*points, strict=True)
+                series.append(figures.Series(kind, x, y, colour, dots=True))
+        if series:
+            chart = figures.line_chart(series, "kbit/s", title)
+            charts.append(page.card(f"<h3>{escape(title)}</h3>{chart}"))
+    pairs = (charts[at : at + 2] for at in range(0, len(charts), 2))
+    return "".join(f'<div class="pair">{"".join(pair)}</div>' for pair in pairs)
+
+
+def _players(folder: Path, clips: Sequence[Mapping[str, Any]]) -> str:
+    """One card an utterance, with every system's clip."""
+    cards = []
+    for name in dict.fromkeys(clip["id"] for clip in clips):
+        own = [clip for clip in clips if clip["id"] == name]
+        shown = "".join(
+            page.player(folder / CLIPS, {**clip, "name": clip["system"], "text": ""})
+            for clip in own
+        )
+        text = escape(own[0]["text"] or "")
+        cards.append(page.card(f"<h3>{escape(name)}</h3><p>{text}</p>{shown}"))
+    return "".join(cards) or page.missing("No clips were kept")
+
+
+def _escaped(
+    head: Sequence[str], rows: Sequence[Sequence[str]]
+) -> tuple[list[str], list[list[str]]]:
+    return [escape(cell) for cell in head], [[escape(cell) for cell in row] for row in rows]
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _figure(figure: Mapping[str, float] | None, form: str, factor: float) -> str:
+    if figure is None:
+        return _NONE
+    value, low, high = (format(factor * figure[key], form) for key in ("value", "low", "high"))
+    return f"{value} ({low} to {high})"
