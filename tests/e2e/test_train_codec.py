@@ -40,8 +40,8 @@ def test_a_codec_is_trained_from_a_dataset_and_resumes(tmp_path, capsys):
     corpus.mkdir()
     rng = np.random.default_rng(0)
     for i in range(12):
-        soundfile.write(corpus / f"{i:02d}.flac", rng.normal(size=RATE) * 0.1, RATE)
-        (corpus / f"{i:02d}.txt").write_text(f"Take number {i}.")
+        soundfile.write(corpus / f"{i:02d}.flac", rng.normal(size=RATE // 2) * 0.1, RATE)
+        (corpus / f"{i:02d}.txt").write_text(f"Line {i} is read.")
     dataset = build.ensure_dataset(
         DatasetBuildConfig(
             name="tiny",
