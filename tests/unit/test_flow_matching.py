@@ -77,6 +77,17 @@ def tiny(features=2, **changes):
     return Velocity(config, features, 3, 4, rngs=nnx.Rngs(0))
 
 
+def test_an_untrained_network_draws_gaussians_around_its_mean():
+    """Where noise x ends is known: at mean + 0.4 x."""
+    graphdef, params = pure_params(tiny())
+    params["leave"] = jax.tree.map(jnp.zeros_like, params["leave"])
+    params["mean"] = {"kernel": jnp.ones((3, 2)), "bias": jnp.array([0.0, -1.0])}
+    states, mask, start = normal(1, 2, 5, 3), jnp.ones((2, 5)), normal(0, 2, 5, 2)
+    field = conditioned(merge(graphdef, params), states, jnp.zeros((2, 4)), mask)
+    mean = states.sum(-1, keepdims=True) + params["mean"]["bias"]
+    np.testing.assert_allclose(euler(field, start, 500), mean + 0.4 * start, atol=0.02)
+
+
 def test_guidance_pushes_away_from_what_is_said_without_a_condition():
     network, mask = tiny(), jnp.ones((2, 5))
     x, t = normal(0, 2, 5, 2), jnp.array([0.2, 0.7])
