@@ -15,8 +15,7 @@ from collections.abc import Sequence
 import jax
 
 from slm_jax import config
-from slm_jax.data.registry import get
-from slm_jax.data.schema import AUDIO
+from slm_jax.data.registry import open_recordings
 from slm_jax.errors import run_main
 from slm_jax.paths import cache_dir
 from slm_jax.training.unit_vocoder_job import train
@@ -28,11 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     job, _ = config.from_flags("UnitVocoderJob", parser, argv)
     jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "programs"))
     print(config.dump(job, defaults=False), flush=True)
-    records, held_out = [], []
-    for name in job.datasets:
-        records += get(name).open((AUDIO,)).split("train", (AUDIO,))
-    for name in dict.fromkeys(job.datasets):
-        held_out += get(name).open((AUDIO,)).split("validation", (AUDIO,))
+    records, held_out = open_recordings(job.datasets)
     job.run_dir.mkdir(parents=True, exist_ok=True)
     (job.run_dir / "config.gin").write_text(config.dump(job), encoding="utf-8")
     print(f"unit vocoder: {train(job, records, held_out)}")

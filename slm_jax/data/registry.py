@@ -115,6 +115,20 @@ def get(name: str) -> DatasetSpec:
     raise _unknown("dataset", name, known)
 
 
+def open_recordings(names: Sequence[str]) -> tuple[list[schema.Record], list[schema.Record]]:
+    """Records with "audio" of datasets: of the train splits, those of a dataset named n times n
+    times, and of the validation splits, once each.
+
+    Raises:
+      UserError: a dataset is not there, or has no "audio".
+    """
+    streams = (schema.AUDIO,)
+    opened = {name: get(name).open(streams) for name in dict.fromkeys(names)}
+    train = [record for name in names for record in opened[name].split("train", streams)]
+    held_out = [r for one in opened.values() for r in one.split("validation", streams)]
+    return train, held_out
+
+
 def get_mixture(name: str) -> MixtureSpec:
     """The mixture of that name, or a mixture of nothing but the dataset of that name."""
     spec = _REGISTRY.get(name)

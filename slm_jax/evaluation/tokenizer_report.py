@@ -60,7 +60,7 @@ def _sets(sets: Mapping[str, Any]) -> str:
     for name, size in sets.items():
         known = _NONE if name in _WIDE else ("no" if size["unheard"] else "yes")
         rows.append([name, known, size["utterances"], size["words"], f"{size['seconds'] / 60:.1f}"])
-    return _table(["voice", "heard in training", "utterances", "words", "minutes"], rows)
+    return table(["voice", "heard in training", "utterances", "words", "minutes"], rows)
 
 
 def _systems(result: Mapping[str, Any], groups: Sequence[str]) -> str:
@@ -86,7 +86,7 @@ def _systems(result: Mapping[str, Any], groups: Sequence[str]) -> str:
                 _number(found["dnsmos"]["difference"], "+.2f"),
             ]
             rows.append([*row, found["failed"]])
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _rates(rates: Mapping[str, Any]) -> str:
@@ -98,7 +98,7 @@ def _rates(rates: Mapping[str, Any]) -> str:
         row += [f"{rate[part]['value']:.1f}" for part in ("text", "speaker")]
         row += [_number(rate["total"], ".1f"), f"{rate['total_entropy']:.1f}"]
         rows.append([*row, ", ".join(f"{one['used']}/{one['vocab']}" for one in rate["levels"])])
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _robustness(robustness: Mapping[str, Any]) -> str:
@@ -114,10 +114,11 @@ def _robustness(robustness: Mapping[str, Any]) -> str:
         for group in next(iter(robustness.values()))
         for name, by_group in robustness.items()
     ]
-    return _table(head, rows)
+    return table(head, rows)
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from slm_jax.evaluation import figures, page
+from slm_jax.evaluation.tokenizer_report import table
 from slm_jax.evaluation.tokenizers.published import CODEC_SUPERB_TINY_SPEECH
 
 JSON, MARKDOWN, HTML, CLIPS = "tokenizers.json", "tokenizers.md", "tokenizers.html", "clips"
@@ -65,10 +66,10 @@ def markdown(result: Mapping[str, Any]) -> str:
         "intervals."
     )
     head, rows = _systems(result["systems"])
-    parts += ["## Resynthesis", _table(head, rows)]
+    parts += ["## Resynthesis", table(head, rows)]
     if result.get("statistics"):
-        parts += ["## Codes", _table(*_statistics(result["statistics"]))]
-    parts += ["## Published, not measured here", _table(*_published())]
+        parts += ["## Codes", table(*_statistics(result["statistics"]))]
+    parts += ["## Published, not measured here", table(*_published())]
     return "\n\n".join([*parts, f"Protocol: {result['protocol']}"])
 
 
@@ -182,11 +183,6 @@ def _escaped(
     head: Sequence[str], rows: Sequence[Sequence[str]]
 ) -> tuple[list[str], list[list[str]]]:
     return [escape(cell) for cell in head], [[escape(cell) for cell in row] for row in rows]
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _figure(figure: Mapping[str, float] | None, form: str, factor: float) -> str:

@@ -124,13 +124,13 @@ def resynthesise(
     reference: Reference,
     judges: Judges,
     stages: Stages,
-) -> tuple[dict[str, Any], list[np.ndarray]]:
+) -> tuple[dict[str, Any], list[Clip]]:
     """Measures one system, in stages of `KINDS`.
 
     Returns:
       {"bits_per_second", "failed", "sets": set -> metric -> figure, "mean": metric -> figure,
-      "eer"}; a figure is {value, low, high, n}, or None where nothing could be measured. And the
-      clips.
+      "eer"}; a figure is {value, low, high, n}, or None where nothing could be measured. And what
+      the system made of each utterance.
     """
     spoken = stages.map(
         "speak", f"{name}: coding", lambda rows: [system(corpus.audios[i]) for i in rows]
@@ -198,7 +198,7 @@ def resynthesise(
         "sets": sets,
         "mean": mean,
         "eer": equal_error_rate(*_trials(vectors, reference.vectors, corpus.voices)),
-    }, clips
+    }, spoken
 
 
 def mean_of_sets(values: np.ndarray, members: Sequence[np.ndarray]) -> Figure | None:

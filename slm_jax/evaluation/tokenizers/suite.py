@@ -75,13 +75,15 @@ def compare(
         "clips": [],
     }
     reference = listen_first(corpus, judges, stages)
+    codes: dict[str, list[np.ndarray | None]] = {}
     for name, system in systems.items():
-        found, clips = resynthesise(name, system, corpus, reference, judges, stages)
+        found, spoken = resynthesise(name, system, corpus, reference, judges, stages)
         result["systems"][name] = found
-        result["clips"] += _keep(out, corpus, name, clips)
+        result["clips"] += _keep(out, corpus, name, [clip.audio for clip in spoken])
+        codes[name] = [clip.codes for clip in spoken]
         report.write(out, result)
     for name, vocab in vocabularies.items():
-        result["statistics"][name] = _units(name, systems[name], vocab, corpus, stages)
+        result["statistics"][name] = _units(name, systems[name], vocab, codes[name], corpus, stages)
         report.write(out, result)
     return result
 
@@ -169,30 +171,29 @@ def _size(corpus: Corpus, name: str) -> dict[str, Any]:
 
 
 def _units(
-    name: str, system: System, vocab: Sequence[int], corpus: Corpus, stages: Stages
+    name: str,
+    system: System,
+    vocab: Sequence[int],
+    clean: Sequence[np.ndarray | None],
+    corpus: Corpus,
+    stages: Stages,
 ) -> dict[str, Any]:
     """Statistics of the codes, and how many of them change with a little noise or gain: the edit
     distance of whole items over the items of the clean recording."""
 
-    def errors(rows: list[int]) -> list[tuple[np.ndarray | None, float, float]]:
-        found = []
-        for i in rows:
-            audio = corpus.audios[i]
-            clean, noisy, quiet = (
-                system(damaged).codes
-                for damaged in (audio, white_noise(audio, _NOISE), _GAIN * audio)
-            )
-            found.append((clean, _distance(clean, noisy), _distance(clean, quiet)))
-        return found
+    def errors(rows: list[int]) -> list[tuple[float, float]]:
+        damaged = ((white_noise(corpus.audios[i], _NOISE), _GAIN * corpus.audios[i]) for i in rows)
+        return [
+            tuple(_distance(clean[i], system(audio).codes) for audio in pair)
+            for i, pair in zip(rows, damaged, strict=True)
+        ]
 
-    found = stages.map("units", f"{name}: codes under noise and gain", errors)
-    codes = [clean for clean, _, _ in found if clean is not None]
-    lengths = np.array([np.nan if clean is None else len(clean) for clean, _, _ in found])
-    figures = {
-        damage: ratio(np.array([row[at] for row in found]), lengths)
-        for at, damage in ((1, "noise"), (2, "gain"))
-    }
-    statistics = token_statistics(codes, vocab, corpus.seconds)
+    wrong = np.array(stages.map("units", f"{name}: codes under noise and gain", errors))
+    coded = [i for i, codes in enumerate(clean) if codes is not None]
+    lengths = np.array([np.nan if codes is None else len(codes) for codes in clean])
+    figures = {damage: ratio(wrong[:, at], lengths) for at, damage in enumerate(("noise", "gain"))}
+    seconds = sum(len(corpus.audios[i]) for i in coded) / AUDIO_RATE
+    statistics = token_statistics([clean[i] for i in coded], vocab, seconds)
     for level in statistics["levels"]:
         del level["counts"]
     return statistics | {key: one.to_json() if one else None for key, one in figures.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,17 +21,13 @@ class StreamingNetwork(nnx.Module):
 
     Attributes:
       config: has `frame`, samples of one frame, and `levels`.
+      to_codes: method (audio [B, n], levels, run) -> int32 [B, frames, levels].
+      to_audio: method (codes int [B, frames, K'], run) -> [B, n].
     """
 
     config: Any
-
-    def to_codes(self, audio: jax.Array, levels: int, run: Run) -> jax.Array:
-        """[B, n] -> int32 [B, frames, levels]."""
-        raise NotImplementedError
-
-    def to_audio(self, codes: jax.Array, run: Run) -> jax.Array:
-        """int [B, frames, K'] -> [B, n]."""
-        raise NotImplementedError
+    to_codes: Callable[[jax.Array, int, Run], jax.Array]
+    to_audio: Callable[[jax.Array, Run], jax.Array]
 
     def encode(
         self, audio: jax.Array, lengths: jax.Array, levels: int
