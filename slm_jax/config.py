@@ -53,10 +53,25 @@ CONFIGURABLES = {
     "System": "slm_jax.models.system",
     "SpeechLMConfig": "slm_jax.models.speech_lm",
     "Layout": "slm_jax.layouts",
-    "Par": "slm_jax.layouts",
+    "Aligned": "slm_jax.layouts",
+    "Bistream": "slm_jax.layouts",
+    "Copies": "slm_jax.layouts",
     "Delay": "slm_jax.layouts",
+    "Flat": "slm_jax.layouts",
+    "Group": "slm_jax.layouts",
+    "Inter": "slm_jax.layouts",
+    "Masked": "slm_jax.layouts",
+    "Merge": "slm_jax.layouts",
+    "Nar": "slm_jax.layouts",
+    "Par": "slm_jax.layouts",
+    "Seq": "slm_jax.layouts",
+    "Spans": "slm_jax.layouts",
     "Stream": "slm_jax.layouts",
+    "Stretch": "slm_jax.layouts",
     "Text": "slm_jax.layouts",
+    "Thinned": "slm_jax.layouts",
+    "Token": "slm_jax.layouts",
+    "Typed": "slm_jax.layouts",
     "LossWeights": "slm_jax.training.losses",
     "BackboneConfig": "slm_jax.nn.backbone_config",
     "RopeScaling": "slm_jax.nn.rope",
@@ -115,7 +130,11 @@ class _Delegate(config_parser.ParserDelegate):
 
 
 def load(
-    files: Iterable[str | Path], bindings: Iterable[str] = (), *, root: str = "TrainJob"
+    files: Iterable[str | Path],
+    bindings: Iterable[str] = (),
+    *,
+    root: str = "TrainJob",
+    part: bool = False,
 ) -> Any:
     """Builds the dataclass `root` from gin files and overrides.
 
@@ -124,6 +143,7 @@ def load(
       bindings: "NAME=value" (a macro of the files) or "Class.field=value"; a value that is no
         gin literal is taken as a string.
       root: name of a class in CONFIGURABLES.
+      part: whether the files may say more than `root` uses.
 
     Raises:
       UserError: unknown name, wrong type, value out of range, binding without a use.
@@ -133,7 +153,7 @@ def load(
         bound.read_file(find_file(file))
     for binding in bindings:
         bound.override(binding)
-    return bound.build_root(root)
+    return bound.build_root(root, part)
 
 
 def loads(text: str, *, root: str = "TrainJob", name: str = "config.gin") -> Any:
@@ -268,8 +288,10 @@ class _Bindings:
 
     # Building.
 
-    def build_root(self, root: str) -> Any:
+    def build_root(self, root: str, part: bool = False) -> Any:
         value = self.build(configurable(root), scope="", where=root)
+        if part:
+            return value
         self.excuse(self.replaced)
         for (scope, name, field), binding in self.fields.items():
             if (scope, name, field) not in self.used_fields:

@@ -12,7 +12,7 @@ import numpy as np
 
 from slm_jax.decoding.samplers import Sampling, sample
 from slm_jax.decoding.vocabulary import Vocabulary
-from slm_jax.layouts import Grid, Layout, State
+from slm_jax.layouts import Grid, Layout, WordState
 from slm_jax.models.speech_lm import Outputs, SpeechLM
 from slm_jax.nn.tree import Params, merge, pure_params
 
@@ -72,7 +72,7 @@ class _Loop(NamedTuple):
     step: jax.Array
     outputs: Outputs  # for the next column, [B, 1, ...]
     cache: Any
-    state: State
+    state: WordState
     seen: jax.Array  # bool [B, V], text ids so far
     columns: jax.Array  # int32 [C, B, R], what was written
     clock: jax.Array  # int32 [C, B]

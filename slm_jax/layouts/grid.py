@@ -10,14 +10,14 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One level of one stream in the grid.
+    """One row of the grid: a level of a stream, or all that stands in turns in it.
 
     Attributes:
       name: "text", or family and level as "taste.0".
-      family: the dataset family that fills it.
+      family: the dataset family that fills it; "" where several do.
       level: codebook level within the family, 0 is coarse.
       classes: ids that a head may predict, [0, classes).
-      vocab: ids that may stand in the grid; those from `classes` on are `init` and `pad`.
+      vocab: ids that may stand in the grid, [0, vocab); -1 stands for an empty cell.
       init: id of the cells before the row's first item.
       pad: id of the cells after its last.
       delay: ticks that an item comes after its own tick.
@@ -25,6 +25,8 @@ class Row:
         moves further are dropped.
       predicted: False for a row that is only observed: it is never a target.
       weight: loss weight of its targets.
+      pad_weight: loss weight of `pad`.
+      names: what special ids are called.
     """
 
     name: str
@@ -38,6 +40,8 @@ class Row:
     reach: int = 0
     predicted: bool = True
     weight: float = 1.0
+    pad_weight: float = 0.0
+    names: tuple[tuple[int, str], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -45,30 +49,25 @@ class Grid:
     """One arranged record: the model reads column s of `tokens` and predicts that of `targets`.
 
     Attributes:
-      content: int32 [R, S + 1], every cell; column 0 is the initial one (BOS, INIT).
+      content: int32 [R, C], every cell as the model reads it.
+      targets: int32 [R, S], what is to be predicted from column s: as a rule the next one, and
+        S = C - 1; that of the column itself, and S = C, under a layout with `shift = 0`.
       weights: float32 [R, S], loss weight of `targets`; 0 where nothing is to be predicted.
-      clock: int32 [S + 1], the tick (word or frame) of each column of `content`; the initial
-        column has -1.
+      clock: int32 [C], the tick (word or frame) of each column of `content`; an initial column has
+        -1.
+      cells: `CELL` [R, C], what stands where.
     """
 
     content: np.ndarray
+    targets: np.ndarray
     weights: np.ndarray
     clock: np.ndarray
+    cells: np.ndarray
 
     @property
     def tokens(self) -> np.ndarray:
         """int32 [R, S]: the columns that the model reads."""
-        return self.content[:, :-1]
-
-    @property
-    def targets(self) -> np.ndarray:
-        """int32 [R, S]: the column after each; where its weight is 0 an id may be INIT or PAD."""
-        return self.content[:, 1:]
-
-    @property
-    def positions(self) -> np.ndarray:
-        """int32 [S]: 0, 1, 2..."""
-        return np.arange(self.weights.shape[1], dtype=np.int32)
+        return self.content[:, : self.targets.shape[1]]
 
 
 class Restored(NamedTuple):
@@ -77,7 +76,9 @@ class Restored(NamedTuple):
     Attributes:
       values: int32 [n, levels].
       index: int32 [n], the word of each item where a word has several; else None.
+      kept: int [n], which items of the stream these are.
     """
 
     values: np.ndarray
     index: np.ndarray | None
+    kept: np.ndarray

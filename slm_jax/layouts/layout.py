@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from slm_jax.errors import UserError
+from slm_jax.layouts import word_clock
+from slm_jax.layouts.cells import View, named, specials
+from slm_jax.layouts.chance import Nar
 from slm_jax.layouts.grid import Grid, Restored, Row
-from slm_jax.layouts.operators import AFTER, BEFORE, Expression, delays_of, text_of
+from slm_jax.layouts.operators import (
+    Expression,
+    Operator,
+    Stream,
+    check_lengths,
+    delays_of,
+    text_of,
+)
 from slm_jax.layouts.scheduler import Scheduler
+from slm_jax.layouts.timed import Aligned, Spans
+from slm_jax.layouts.word_scheduler import WordScheduler
 from slm_jax.streams import StreamSpec, fingerprint
 
 
@@ -20,12 +32,11 @@ class Placement(NamedTuple):
     """Where the items of a record go.
 
     Attributes:
-      source: int [R, C], index of the item in each cell, or BEFORE, or AFTER. An item stands in
-        every column of its tick.
-      clock: int [C], tick of each column; the initial column has -1.
+      cells: `CELL` [R, C].
+      clock: int [C], tick of each column; an initial column has -1.
     """
 
-    source: np.ndarray
+    cells: np.ndarray
     clock: np.ndarray
 
 
@@ -34,16 +45,23 @@ class Layout:
     """How the streams of a record become the columns that a transformer sees.
 
     A record maps families to items that have `values` (int [n, levels]) and `index` (the word of
-    each item, for text). With a `Text` row, a record that has no other stream of the layout is
-    text only: the other rows stay at INIT and predict nothing.
+    each item, for text); layouts that align by time also read "words". With a `Text` row, a record
+    that has no other stream of the layout is text only: the other rows stay at INIT and predict
+    nothing.
 
     Attributes:
       name: for people and error messages.
       of: the expression.
+      initial: whether a column of INIT ids comes first; not where the expression begins with
+        tokens of its own.
+      shift: 1 where a column is predicted from the one before; 0 where it is predicted from
+        itself (`Nar`).
     """
 
     name: str
     of: Expression
+    initial: bool = True
+    shift: int = 1
 
     def __post_init__(self) -> None:
         wanted = "column" if text_of(self.of) is None else "word"
@@ -54,16 +72,24 @@ class Layout:
         names = [row.name for row in self.rows]
         if len(set(names)) < len(names):
             raise ValueError(f"of: a stream stands in it twice: {', '.join(names)}")
+        if (self.shift == 0) != _holds(self.of, Nar) or self.shift not in (0, 1):
+            raise ValueError("shift must be 0 with Nar, and 1 without")
 
     @functools.cached_property
     def rows(self) -> tuple[Row, ...]:
-        """Top to bottom; the text row, if any, is row 0."""
+        """Top to bottom; the text row of a layout with words as its clock is row 0."""
         return self.of.rows
 
-    @property
+    @functools.cached_property
+    def streams(self) -> tuple[Stream, ...]:
+        """The numbers of cells point here."""
+        return self.of.streams
+
+    @functools.cached_property
     def families(self) -> tuple[str, ...]:
         """The streams that a dataset must have."""
-        return tuple(dict.fromkeys(row.family for row in self.rows))
+        words = ("words",) if _holds(self.of, Aligned, Spans) else ()
+        return (*dict.fromkeys(stream.family for stream in self.streams), *words)
 
     @property
     def has_text(self) -> bool:
@@ -77,98 +103,163 @@ class Layout:
 
     def fingerprint(self) -> str:
         """Digest of the expression: equal if and only if the grids are."""
-        return fingerprint(_tree(self.of))
+        return fingerprint(_tree(self.of), self.initial, self.shift)
 
     def check(self, specs: Mapping[str, StreamSpec]) -> None:
         """Compares the layout with the streams of a dataset, before anything is compiled.
 
         Raises:
-          UserError: naming the stream that is missing or whose vocabulary differs.
+          UserError: naming the stream that is missing, or whose vocabulary or rate differs.
         """
-        for family in self.families:
-            vocab = tuple(row.classes for row in self.rows if row.family == family)
+        for stream in self.streams:
+            family = stream.family
             if family not in specs:
                 raise UserError(
                     f"layout {self.name}: the dataset has no stream {family!r}, only "
                     f"{', '.join(sorted(specs))}",
                     f"tokenize the dataset with {family}, or name another family in the layout",
                 )
-            if specs[family].vocab != vocab:
+            have = specs[family].vocab[stream.first : stream.first + len(stream.vocab)]
+            whole = stream.first + len(stream.vocab) == len(specs[family].vocab)
+            if have != stream.vocab or not (whole or self._parted(family)):
                 raise UserError(
                     f"layout {self.name}: stream {family!r} has codes per level "
-                    f"{specs[family].vocab}, the layout says {vocab}",
+                    f"{specs[family].vocab}, the layout says {stream.vocab}",
                     "set the layout's vocab to that of the tokenizer that made the stream",
                 )
+            if stream.rate and stream.rate != specs[family].clock:
+                raise UserError(
+                    f"layout {self.name}: stream {family!r} has {specs[family].clock} items a "
+                    f"second, the layout says {stream.rate}",
+                    "set Stream.rate to that of the tokenizer",
+                )
+
+    def _parted(self, family: str) -> bool:
+        """Whether a layout takes the levels of a family in more than one stream."""
+        return len({stream.first for stream in self.streams if stream.family == family}) > 1
 
     def length(self, record: Mapping[str, Any]) -> int:
-        """Columns that `arrange(record)` feeds to the model, without arranging."""
-        ticks = self._ticks(record)
-        if not self.has_text:
-            return max(ticks.values()) + self.tail
-        tail = self.tail if len(ticks) == len(self.families) else 1
-        return len(record[self.families[0]].values) + tail
-
-    def place(self, record: Mapping[str, Any]) -> Placement:
-        """The index arrays behind `arrange`."""
-        ticks = self._ticks(record)
-        if len(ticks) == len(self.families):
-            cells = self.of.cells(ticks)
-        else:
-            words = ticks[self.families[0]]
-            cells = np.full((len(self.rows), words + 1), BEFORE)
-            cells[0] = [*range(words), AFTER]
-        cells = np.pad(cells, ((0, 0), (1, 0)), constant_values=BEFORE)  # the initial column
-        columns = np.ones(cells.shape[1], int)
+        """Columns that `arrange(record)` feeds to the model, or the most of them where chance
+        decides."""
+        view = self._view(record, None)
         if self.has_text:
-            index = record[self.families[0]].index
-            columns[1 : 1 + ticks[self.families[0]]] = np.bincount(index)
-        source = np.repeat(cells, columns, axis=1)
-        if self.has_text:
-            source[0, 1 : 1 + len(index)] = np.arange(len(index))
-        return Placement(source, np.repeat(np.arange(len(columns)) - 1, columns))
+            return word_clock.length(self.of, view)
+        return max(0, self.of.columns(view) + self.initial - self.shift)
 
-    def arrange(self, record: Mapping[str, Any], key: Any = None) -> Grid:
+    def place(self, record: Mapping[str, Any], key: Sequence[int] | None = None) -> Placement:
+        """The cells behind `arrange`."""
+        view = self._view(record, key)
+        if self.has_text:
+            return Placement(*word_clock.place(self.of, view))
+        cells = self.of.place(view)
+        if self.initial:
+            cells = np.concatenate([word_clock.initial(self.rows), cells], axis=1)
+        return Placement(cells, np.arange(cells.shape[1]) - self.initial)
+
+    def arrange(self, record: Mapping[str, Any], key: Sequence[int] | None = None) -> Grid:
         """Lays one record out.
 
         Args:
           record: family -> item.
-          key: what a layout with chance in it draws from; none of today's operators does.
+          key: integers, such as (seed, step, row), from which all chance is drawn.
 
         Raises:
           UserError: a stream is missing, streams disagree in length, an id is out of range.
         """
-        source, clock = self.place(record)
-        content = np.empty(source.shape, np.int32)
-        worth = np.zeros(source.shape, np.float32)
-        starts = np.append(True, clock[1:] != clock[:-1])
-        for r, row in enumerate(self.rows):
-            content[r] = np.where(source[r] == BEFORE, row.init, row.pad)
-            placed = source[r] >= 0
-            if placed.any():
-                content[r, placed] = self._ids(record, row)[source[r, placed]]
-            if row.name == "text":
-                placed |= (clock == clock[placed].max(initial=-1) + 1) & (clock >= 0)  # EOS
-            else:
-                placed &= starts
-            worth[r] = placed * (row.weight * row.predicted)
-        return Grid(content, worth[:, 1:], clock.astype(np.int32))
+        cells, clock = self.place(record, key)
+        ids = cells["id"].copy()
+        for number, stream in enumerate(self.streams):
+            mine = cells["stream"] == number
+            if mine.any():
+                table = self._ids(record, stream)
+                ids[mine] = table[cells["item"][mine], cells["level"][mine]]
+        content = np.where(cells["hidden"], cells["id"], ids).astype(np.int32)
+        targets = np.where(cells["said"] >= 0, cells["said"], ids).astype(np.int32)
+        weights = cells["weight"]
+        return Grid(
+            content,
+            targets[:, self.shift :],
+            weights[:, self.shift :],
+            clock.astype(np.int32),
+            cells,
+        )
+
+    def restore(self, grid: Grid) -> dict[str, Restored]:
+        """Inverse of `arrange` on what the layout keeps.
+
+        Left out are streams without an item, and items that the grid lacks in one of their levels:
+        the last ones under a "truncate" or "valid_only" end, or where decoding was cut short.
+        """
+        if self.has_text:
+            return word_clock.restore(self.rows, self.families, grid)
+        ids = grid.content
+        if self.shift == 0:
+            ids = np.where(grid.cells["hidden"], grid.targets, ids)
+        found: dict[str, dict[int, dict[int, int]]] = {}
+        for number, stream in enumerate(self.streams):
+            for level, (low, _) in enumerate(stream.ranges):
+                mine = (grid.cells["stream"] == number) & (grid.cells["level"] == level)
+                items, values = grid.cells["item"][mine], ids[mine] - low
+                levels = found.setdefault(stream.family, {})
+                levels.setdefault(stream.first + level, {}).update(zip(items, values, strict=True))
+        streams: dict[str, Restored] = {}
+        for family, levels in found.items():
+            # The finer levels that a NAR stage leaves for later are no loss.
+            present = [level for level in sorted(levels) if levels[level] or self.shift]
+            kept = sorted(set.intersection(*(set(levels[level]) for level in present)))
+            if kept:
+                values = [[levels[level][item] for level in present] for item in kept]
+                streams[family] = Restored(np.array(values, np.int32), None, np.array(kept))
+        return streams
+
+    def dropped(
+        self, record: Mapping[str, Any], key: Sequence[int] | None = None
+    ) -> dict[str, list[int]]:
+        """Row name of each level -> the items of it that stand nowhere, where there are any."""
+        cells = self.place(record, key).cells
+        lost = {}
+        for number, stream in enumerate(self.streams):
+            if stream.family not in record:
+                continue
+            for level in range(len(stream.vocab)):
+                mine = (cells["stream"] == number) & (cells["level"] == level)
+                count = len(record[stream.family].values)
+                missing = sorted(set(range(count)) - set(cells["item"][mine].tolist()))
+                if missing:
+                    lost[f"{stream.family}.{stream.first + level}"] = missing
+        return lost
+
+    def scheduler(self, starts_word: np.ndarray | None = None) -> WordScheduler | Scheduler:
+        """The rule that turns sampled ids into columns while decoding.
+
+        Args:
+          starts_word: bool [V], whether a text id begins a word (`word_starts`); only with a
+            `Text` row.
+        """
+        if self.has_text:
+            return WordScheduler.of(self.rows, self.tail, starts_word)
+        return Scheduler.of(self.of)
 
     def origins(self, clock: np.ndarray) -> np.ndarray:
         """Where the words (frames) stand whose items come next.
 
         Args:
-          clock: int [S + 1] of a grid.
+          clock: int [C] of a grid.
 
         Returns:
           int32 [R, S]: for each row the last column of the tick to which the item of column s + 1
           belongs: a level with a delay of d words speaks of the word d words back. It is never
           after column s, and 0 where there is no such tick yet.
         """
+        if self.shift == 0:
+            return np.tile(np.arange(len(clock), dtype=np.int32), (len(self.rows), 1))
         ticks = clock[1:] - np.array([row.delay for row in self.rows])[:, None]
-        return _last_columns(clock, ticks).clip(max=np.arange(len(clock) - 1, dtype=np.int32))
+        return word_clock.last_columns(clock, ticks).clip(
+            max=np.arange(len(clock) - 1, dtype=np.int32)
+        )
 
     def ends(self, clock: np.ndarray) -> np.ndarray:
-        """What `Scheduler.init` takes of a prompt.
+        """What `WordScheduler.init` takes of a prompt.
 
         Args:
           clock: int [C] of the prompt.
@@ -177,114 +268,74 @@ class Layout:
           int32 [T], the last column of its last tick, of the tick before, and so on as far back as
           the most delayed row speaks.
         """
-        return _last_columns(clock, clock[-1] - np.arange(max(1, *(r.delay for r in self.rows))))
+        back = np.arange(max(1, *(row.delay for row in self.rows)))
+        return word_clock.last_columns(clock, clock[-1] - back)
 
     def arrange_prompt(self, record: Mapping[str, Any]) -> Grid:
         """The columns from the initial one to that of the last word's last id, to be continued."""
         grid = self.arrange(record)
-        stop = int((grid.clock < self._ticks(record)[self.families[0]]).sum())
-        return Grid(grid.content[:, :stop], grid.weights[:, : stop - 1], grid.clock[:stop])
+        words = word_clock.count(self.of, self._view(record, None))
+        stop = int((grid.clock < words).sum())
+        return Grid(
+            grid.content[:, :stop],
+            grid.targets[:, : stop - 1],
+            grid.weights[:, : stop - 1],
+            grid.clock[:stop],
+            grid.cells[:, :stop],
+        )
 
-    def collect(self, content: np.ndarray, clock: np.ndarray) -> Grid:
-        """A grid of decoded cells, for `restore`.
+    def collect(
+        self, content: np.ndarray, clock: np.ndarray, cells: np.ndarray | None = None
+    ) -> Grid:
+        """A grid of decoded columns, for `restore`.
 
         Args:
           content: int [R, C], prompt and generated columns with the initial one.
           clock: int [C], tick of each column, -1 for the initial one.
+          cells: `CELL` [R, C]; a layout whose clock is words reads them off the clock.
         """
+        content = np.asarray(content, np.int32)
         weights = np.zeros((content.shape[0], content.shape[1] - 1), np.float32)
-        return Grid(np.asarray(content, np.int32), weights, np.asarray(clock, np.int32))
+        cells = specials(content.shape, 0) if cells is None else cells
+        return Grid(content, content[:, 1:], weights, np.asarray(clock, np.int32), cells)
 
-    def restore(self, grid: Grid) -> dict[str, Restored]:
-        """Inverse of `arrange` on what the layout keeps.
-
-        Left out are streams without an item, and items that the grid lacks in one of their levels:
-        the last ones under a "truncate" or "valid_only" end, or where decoding was cut short.
-        """
-        streams: dict[str, Restored] = {}
-        end = int(grid.clock.max(initial=-1)) + 1
-        if self.has_text:
-            ended = (grid.content[0] == self.rows[0].pad) & (grid.clock >= 0)
-            if ended.any():
-                end = int(grid.clock[ended].min())
-            words = (grid.clock >= 0) & (grid.clock < end)
-            if words.any():
-                values = grid.content[0, words][:, None]
-                streams[self.families[0]] = Restored(values, grid.clock[words])
-        ticks, first = np.unique(grid.clock, return_index=True)
-        first = first[ticks >= 0]
-        for family in self.families[self.has_text :]:
-            levels = []
-            for r, row in enumerate(self.rows):
-                if row.family == family:
-                    ids = grid.content[r, first[row.delay :]][:end]
-                    levels.append(ids[: np.append(ids >= row.classes, True).argmax()])
-            kept = min(map(len, levels))
-            if kept:
-                streams[family] = Restored(np.stack([ids[:kept] for ids in levels], 1), None)
-        return streams
-
-    def scheduler(self, starts_word: np.ndarray | None = None) -> Scheduler:
-        """The rule that turns sampled ids into columns while decoding.
-
-        Args:
-          starts_word: bool [V], whether a text id begins a word (`word_starts`); only with a
-            `Text` row.
-        """
-        return Scheduler.of(self.rows, self.tail, starts_word if self.has_text else None)
-
-    def _ticks(self, record: Mapping[str, Any]) -> dict[str, int]:
-        """Words or frames of each stream of the layout that the record has."""
-        found = [family for family in self.families if family in record]
-        if len(found) < len(self.families) and not (self.has_text and found == [self.families[0]]):
-            missing = [family for family in self.families if family not in record]
+    def _view(self, record: Mapping[str, Any], key: Sequence[int] | None) -> View:
+        rng = None if key is None else np.random.default_rng([int(k) for k in key])
+        view = View(record, self.streams, rng, self.name)
+        missing = [s.family for s in self.streams if s.family not in record]
+        only_text = self.has_text and len(set(missing)) == len(set(self.families)) - 1
+        if missing and not (only_text and self.families[0] in record):
             raise UserError(
-                f"layout {self.name}: {_name(record)} has no stream {', '.join(missing)}",
+                f"layout {self.name}: {named(record)} has no stream "
+                f"{', '.join(dict.fromkeys(missing))}",
                 "tokenize the dataset with it, or name another family in the layout",
             )
-        ticks = {family: len(record[family].values) for family in found}
         if self.has_text:
-            ticks[found[0]] = self._words(record, found[0])
-        return ticks
+            word_clock.check(self.of, view)
+        check_lengths(self.of, view)
+        return view
 
-    def _words(self, record: Mapping[str, Any], family: str) -> int:
-        index = record[family].index
-        if index is None or len(index) != len(record[family].values):
-            problem = "has no word index for each id"
-        elif len(index) and (index[0] != 0 or not np.isin(np.diff(index), (0, 1)).all()):
-            problem = "has a word without an id, or words out of order"
-        elif (np.asarray(record[family].values) == self.rows[0].pad).any():
-            problem = f"has the EOS id {self.rows[0].pad} inside"
+    def _ids(self, record: Mapping[str, Any], stream: Stream) -> np.ndarray:
+        """int [n, levels] of a stream, with its offsets."""
+        values = np.asarray(record[stream.family].values)
+        last = stream.first + len(stream.vocab)
+        if last > values.shape[1]:
+            problem = f"has {values.shape[1]} levels, the layout wants level {last - 1}"
         else:
-            return int(index[-1]) + 1 if len(index) else 0
+            values = values[:, stream.first : last]
+            beyond = ((values < 0) | (values >= np.array(stream.vocab))).any(0)
+            if not beyond.any():
+                return values + np.array([low for low, _ in stream.ranges])
+            level = int(beyond.argmax())
+            problem = f"has ids outside [0, {stream.vocab[level]}) in level {stream.first + level}"
         raise UserError(
-            f"layout {self.name}: stream {family!r} of {_name(record)} {problem}",
-            "make the stream again by python -m data_pipelines.build",
-        )
-
-    def _ids(self, record: Mapping[str, Any], row: Row) -> np.ndarray:
-        values = np.asarray(record[row.family].values)
-        if row.level >= values.shape[1]:
-            problem = f"has {values.shape[1]} levels, the layout wants level {row.level}"
-        elif values[:, row.level].min() < 0 or values[:, row.level].max() >= row.classes:
-            problem = f"has ids outside [0, {row.classes}) in level {row.level}"
-        else:
-            return values[:, row.level]
-        raise UserError(
-            f"layout {self.name}: stream {row.family!r} of {_name(record)} {problem}",
+            f"layout {self.name}: stream {stream.family!r} of {named(record)} {problem}",
             "set the layout's vocab to that of the tokenizer that made the stream",
         )
 
 
-def _last_columns(clock: np.ndarray, ticks: np.ndarray) -> np.ndarray:
-    """The last column of each tick, int32; 0 for ticks before the first."""
-    return (np.searchsorted(clock, ticks, side="right") - 1).clip(0).astype(np.int32)
-
-
-def _name(record: Mapping[str, Any]) -> str:
-    return next(
-        (f"record {item.id!r}" for item in record.values() if hasattr(item, "id")), "a record"
-    )
+def _holds(expression: Operator, *kinds: type) -> bool:
+    return isinstance(expression, kinds) or any(_holds(p, *kinds) for p in expression.inside)
 
 
 def _tree(value: Any) -> Any:

@@ -1,175 +1,271 @@
-"""Decoding by a layout: which cells of the next column are sampled, and which are forced."""
+"""Decoding by a layout: which cells of the next column are sampled, which forced, and the end."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from slm_jax.layouts.grid import Row
+from slm_jax.layouts.operators import Operator, Stream
+from slm_jax.layouts.program import COPIED, HELD, SAMPLED, Builder, Tables
 
-ENDLESS = np.int32(2**30)  # ticks of a sequence whose end is not known yet
+ENDLESS = np.int32(2**30)  # items of a stream whose end is not known yet
+_HOPS = 4  # states that a row may pass in one column without writing
 
 
 class State(NamedTuple):
-    """Where each sequence of a batch stands.
+    """Where each sequence of a batch stands; N streams of at most K levels, M automata.
 
     Attributes:
-      word: int32 [B], tick of the last column; -1 after the initial column alone.
-      ends: int32 [B, T], the last column of that tick, and of those before it.
-      end: int32 [B], number of words (frames); ENDLESS until EOS.
-      held: int32 [B, K], the last column without its text row.
-      codes: int32 [B, W, K], known items of the prompt.
-      known: int32 [B], how many of them.
-      done: bool [B], whether the last column completes the sequence.
+      at: int32 [B, M], state of each automaton.
+      counts: int32 [B, N, K + 1], items so far of each level; the last one counts cells on a
+        stream's clock.
+      lengths: int32 [B, N], items in all; ENDLESS until the end is known.
+      given: int32 [B, N, T, K], items that are known.
+      known: int32 [B, N], how many of them.
+      held: int32 [B, R], the last column.
+      done: bool [B], whether that one completes the sequence.
     """
 
-    word: jax.Array
-    ends: jax.Array
-    end: jax.Array
-    held: jax.Array
-    codes: jax.Array
+    at: jax.Array
+    counts: jax.Array
+    lengths: jax.Array
+    given: jax.Array
     known: jax.Array
+    held: jax.Array
     done: jax.Array
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Scheduler:
-    """Turns what a sampler proposes for the next column into the column of the training grid.
-
-    Pure, over a batch, and free of Python control flow on values: use it inside jit and scan.
-    A text id that starts a word moves every level on: level k takes word w - delay_k, from the
-    prompt if it is known, else from the sampler. Other text ids hold the levels. After EOS the text
-    row is forced, a column a word, until the most delayed level has been written.
+class Column(NamedTuple):
+    """One more column, each int32 [B, R] but `sampled`.
 
     Attributes:
-      starts_word: bool [V]; None for a layout without text, where every column is a tick.
-      eos: text id that ends and then fills the text row.
-      delays, reaches, inits, pads: of each level's `Row`, int32 [K].
-      tail: ticks from the end of the words (frames) to the end of the sequence.
+      ids: to be written down and fed to the model.
+      sampled: bool, taken from the candidates.
+      stream, level, item: what stands there, in the numbers of `Layout.streams`; -1 for a special.
     """
 
-    starts_word: jax.Array | None
-    eos: int
-    delays: np.ndarray
-    reaches: np.ndarray
-    inits: np.ndarray
-    pads: np.ndarray
-    tail: int
+    ids: jax.Array
+    sampled: jax.Array
+    stream: jax.Array
+    level: jax.Array
+    item: jax.Array
 
-    @classmethod
-    def of(cls, rows: Sequence[Row], tail: int, starts_word: np.ndarray | None) -> Scheduler:
-        """The scheduler of a layout with these rows."""
-        levels = rows if starts_word is None else rows[1:]
-        if starts_word is not None and len(starts_word) != rows[0].vocab:
-            raise ValueError(
-                f"starts_word has {len(starts_word)} ids, the text row {rows[0].vocab}"
-            )
-        return cls(
-            starts_word=None if starts_word is None else jnp.asarray(starts_word, bool),
-            eos=rows[0].pad,
-            delays=np.array([row.delay for row in levels], np.int32),
-            reaches=np.array([row.reach for row in levels], np.int32),
-            inits=np.array([row.init for row in levels], np.int32),
-            pads=np.array([row.pad for row in levels], np.int32),
-            tail=tail,
-        )
 
-    def init(
-        self,
-        prompt_codes: jax.Array,
-        prompt_words: jax.Array,
-        prompt_ends: jax.Array,
-        length: jax.Array | None = None,
-    ) -> State:
-        """The state after a prompt: after the last id of its last word, or after BOS alone.
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["tables", "end"], meta_fields=["machines"]
+)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Automata:
+    """The rows of a layout as automata.
 
-        Args:
-          prompt_codes: int32 [B, W, K], W at least 1; items from `prompt_words` on do not matter.
-          prompt_words: int32 [B], 0 for none.
-          prompt_ends: int32 [B, T], `Layout.ends` of each prompt.
-          length: int32 [B], frames in all, for a layout without text; text ends itself by EOS.
-        """
-        batch = prompt_codes.shape[0]
-        word = jnp.asarray(prompt_words, jnp.int32) - 1
-        end = jnp.full(batch, ENDLESS) if length is None else jnp.asarray(length, jnp.int32)
-        codes, known = jnp.asarray(prompt_codes, jnp.int32), word + 1
-        ends, held = jnp.asarray(prompt_ends, jnp.int32), jnp.tile(self.inits, (batch, 1))
-        state = State(word, ends, end, held, codes, known, word < -1)
-        return state._replace(held=self._levels(state, word, end, state.held)[0])
+    Pure, over a batch, and free of Python control flow on values: use it inside jit and scan. A
+    pytree, so that layouts of the same size share a program.
 
-    def next(self, state: State, candidates: jax.Array) -> tuple[State, jax.Array, jax.Array]:
+    Attributes:
+      tables: of all rows' automata.
+      end: int [M], the last state of each.
+      machines: the automaton of each row.
+    """
+
+    tables: Tables
+    end: np.ndarray
+    machines: tuple[int, ...]
+
+    def next(self, state: State, candidates: jax.Array) -> tuple[State, Column]:
         """Decides the next column.
 
         Args:
           state: of the columns so far.
-          candidates: int32 [B, R], what the sampler picked for each row of the next column.
+          candidates: int [B, R], what the sampler picked. An id that may not stand in its cell
+            becomes the nearest of the ids expected there.
 
         Returns:
-          The state after the column; the column, int32 [B, R], to be written down and fed to the
-          model; and bool [B, R], the cells that were taken from `candidates`. A sequence that is
-          done goes on with EOS and PAD.
+          The state after the column, and the column. A sequence that is done goes on with PAD.
         """
         candidates = jnp.asarray(candidates, jnp.int32)
-        if self.starts_word is None:
-            starts = jnp.ones_like(state.done)
-            word, end = state.word + 1, state.end
-            column, sampled = self._levels(state, word, end, candidates)
-        else:
-            ended = state.word >= state.end
-            text = jnp.where(ended, self.eos, candidates[:, 0])
-            starts = ended | self.starts_word[text] | (text == self.eos) | (state.word < 0)
-            word = state.word + starts
-            end = jnp.where(text == self.eos, jnp.minimum(state.end, word), state.end)
-            levels, fresh = self._levels(state, word, end, candidates[:, 1:])
-            levels = jnp.where(starts[:, None], levels, state.held)
-            column = jnp.concatenate([text[:, None], levels], 1)
-            sampled = jnp.concatenate([~ended[:, None], fresh & starts[:, None]], 1)
-        held = column if self.starts_word is None else column[:, 1:]
-        done = word >= end + self.tail - 1
-        earlier = jnp.where(starts[:, None], state.ends[:, :-1], state.ends[:, 1:])
-        ends = jnp.concatenate([state.ends[:, :1] + 1, earlier], axis=1)
-        return State(word, ends, end, held, state.codes, state.known, done), column, sampled
+        return jax.vmap(self._column)(state, candidates)
 
-    def origins(self, state: State) -> jax.Array:
-        """`Layout.origins` of the column to come, if it begins a tick: int32 [B, R]."""
-        levels = state.ends[:, np.maximum(self.delays - 1, 0)]
-        if self.starts_word is None:
-            return levels
-        return jnp.concatenate([state.ends[:, :1], levels], axis=1)
+    def settle(self, state: State) -> State:
+        """Leaves all states that are over, as before the first column."""
+        return jax.vmap(self._settle)(state)
 
-    def _levels(
-        self, state: State, word: jax.Array, end: jax.Array, candidates: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        """The first column of tick `word` without text, and which cells are candidates."""
-        item = word[:, None] - self.delays
-        known = item < state.known[:, None]
-        index = item.clip(0, state.codes.shape[1] - 1)
-        given = jnp.take_along_axis(state.codes, index[:, None], axis=1)[:, 0]
-        last = end[:, None]
-        past = word[:, None] >= last + self.reaches
-        inside = (item >= 0) & (item < last) & ~past
-        outside = jnp.where((item < 0) & ~past, self.inits, self.pads)
-        return jnp.where(inside, jnp.where(known, given, candidates), outside), inside & ~known
+    def allowed(self, state: State, row: int, size: int) -> jax.Array:
+        """Which of the ids [0, size) may stand in the next cell of a row: bool [B, size]."""
+        options = self._of(state.at[:, self.machines[row]]).options
+        ids = jnp.arange(size)[None, None]
+        return ((options[..., :1] <= ids) & (ids < options[..., 1:2])).any(1)
+
+    # Below, one sequence: no batch axis.
+
+    def _of(self, at: jax.Array) -> Tables:
+        """The tables' entries of states."""
+        return jax.tree.map(lambda table: jnp.asarray(table)[at], self.tables)
+
+    def _column(self, state: State, candidates: jax.Array) -> tuple[State, Column]:
+        before = state.counts
+
+        def write(carry: tuple[State, jax.Array], row: tuple) -> tuple:
+            state, said = carry
+            number, machine, candidate = row
+            at = state.at[machine]
+            for _ in range(_HOPS):  # a stream may have ended within the column
+                at = jnp.where(self._ended(state, at), self._of(at).exit, at)
+            held = state.held[number]
+            then, counts, lengths, cell = self._cell(state, at, candidate, held, before, said)
+            state = state._replace(
+                at=state.at.at[machine].set(then), counts=counts, lengths=lengths
+            )
+            return (state, said.at[machine].set(cell.ids)), cell
+
+        rows = jnp.arange(len(self.machines)), jnp.array(self.machines), candidates
+        (state, _), column = jax.lax.scan(write, (state, jnp.zeros_like(state.at)), rows)
+        return self._settle(state._replace(held=column.ids)), column
+
+    def _cell(
+        self,
+        state: State,
+        at: jax.Array,
+        candidate: jax.Array,
+        held: jax.Array,
+        before: jax.Array,
+        said: jax.Array,
+    ) -> tuple[jax.Array, jax.Array, jax.Array, Column]:
+        """(state after it, counts, lengths, cell) of a row in state `at`.
+
+        Args:
+          state: of the sequence.
+          at: the row's.
+          candidate: id that the sampler picked.
+          held: id of the row in the last column.
+          before: counts before this column.
+          said: ids of this column so far, of each automaton.
+        """
+        here = self._of(at)
+        low, high, streams, levels, then, ends = here.options.T
+        leads = state.counts[here.follows, 0] > before[here.follows, 0]
+        led = (here.follows >= 0) & leads  # level 0 of what it follows stands in this column
+        forced = (here.fill != SAMPLED) & ~led
+        fill = jnp.where(here.fill == HELD, held, here.fill)
+        fill = jnp.where(here.fill == COPIED, said[here.machines[0]], fill)
+        count = state.counts[streams[0], levels[0]]
+        is_given = ~forced & (streams[0] >= 0) & (count < state.known[streams[0]])
+        place = jnp.minimum(count, state.given.shape[1] - 1)
+        item = low[0] + state.given[streams[0], place, levels[0]]
+        id = jnp.where(is_given, item, candidate)
+        fits = (low <= id) & (id < high)
+        which = fits.argmax()
+        id = jnp.where(fits.any(), id, id.clip(low[which], high[which] - 1))
+        # A single option that is forced still says what comes after it.
+        then = jnp.where(forced & (here.then >= 0), here.then, then[which])
+        stream, level, over = streams[which], levels[which], ends[which]
+        special = forced | (stream < 0)
+        counts = state.counts.at[stream, level].add(~special)
+        counts = counts.at[here.stream, -1].add(here.clock)
+        length = jnp.minimum(state.lengths[over], counts[over, 0])
+        length = jnp.where(~forced & (over >= 0), length, state.lengths[over])
+        cell = Column(
+            ids=jnp.where(forced, fill, id),
+            sampled=~forced & ~is_given,
+            stream=jnp.where(special, -1, stream),
+            level=jnp.where(special, 0, level),
+            item=jnp.where(special, -1, state.counts[stream, level]),
+        )
+        return then, counts, state.lengths.at[over].set(length), cell
+
+    def _settle(self, state: State) -> State:
+        at = state.at
+        for _ in range(_HOPS):
+            here = self._of(at)
+            over = here.waiting & (at[here.machines] < here.limits).all(-1)
+            at = jnp.where(over | self._ended(state, at), here.exit, at)
+        return state._replace(at=at, done=(at == jnp.asarray(self.end)).all())
+
+    def _ended(self, state: State, at: jax.Array) -> jax.Array:
+        """Whether the stream of each state has all its items: int [...] -> bool [...]."""
+        here = self._of(at)
+        count = state.counts[here.stream, jnp.where(here.clock, -1, here.level)]
+        full = count >= state.lengths[here.stream] - here.drop
+        return (here.stream >= 0) & full & (here.exit >= 0)
 
 
-def word_starts(
-    pieces: Iterable[str], eos: int, markers: tuple[str, ...] = ("Ġ", "▁", " ")
-) -> np.ndarray:
-    """Whether each text id begins a word, for `Layout.scheduler`.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scheduler:
+    """Turns what a sampler proposes for the next column into a column of the training grid.
 
-    Args:
-      pieces: the tokenizer's piece of each id, in order.
-      eos: counts as a word of its own.
-      markers: how a piece shows a space before it (byte-level BPE, SentencePiece, plain).
-
-    Returns:
-      bool [V].
+    Attributes:
+      streams: of the layout.
+      begin: int [M], first state of each automaton.
+      automata: what decides each column.
     """
-    table = np.array([piece.startswith(markers) for piece in pieces], bool)
-    table[eos] = True
-    return table
+
+    streams: tuple[Stream, ...]
+    begin: np.ndarray
+    automata: Automata
+
+    @classmethod
+    def of(cls, expression: Operator) -> Scheduler:
+        """Compiles an expression without a `Text` row."""
+        build, machines = Builder(expression.streams), expression.machines
+        begin, end = [], []
+        for machine in dict.fromkeys(machines):
+            row = machines.index(machine)
+            last = build.begin(machine, machines.count(machine), expression.rows[row].pad)
+            end.append(last)
+            begin.append(expression.program(row, build, last))
+        automata = Automata(build.tables(), np.array(end, np.int32), machines)
+        return cls(expression.streams, np.array(begin, np.int32), automata)
+
+    def init(
+        self,
+        batch: int,
+        given: Mapping[str, Sequence[np.ndarray]] | None = None,
+        lengths: Mapping[str, Sequence[int]] | None = None,
+        inits: Sequence[int] = (),
+    ) -> State:
+        """The state before the first column that is decided.
+
+        Args:
+          batch: B.
+          given: family -> for each sequence int [T, levels], items that are known: all of a stream
+            that is only read, the first of another.
+          lengths: family -> items in all, where that is known: given streams that are only read
+            have as many as were given.
+          inits: ids of the column before, for layouts with an initial one.
+        """
+        given, lengths = given or {}, lengths or {}
+        numbers, levels = len(self.streams), max(len(stream.vocab) for stream in self.streams)
+        most = max([1, *(len(items) for rows in given.values() for items in rows)])
+        items = np.zeros((batch, numbers, most, levels), np.int32)
+        known = np.zeros((batch, numbers), np.int32)
+        total = np.full((batch, numbers), ENDLESS)
+        for number, stream in enumerate(self.streams):
+            for row, values in enumerate(given.get(stream.family, ())):
+                own = np.asarray(values)[:, stream.first : stream.first + len(stream.vocab)]
+                items[row, number, : len(own), : own.shape[1]] = own
+                known[row, number] = len(own)
+                if not stream.predicted:
+                    total[row, number] = len(own)
+            if stream.family in lengths:
+                total[:, number] = lengths[stream.family]
+        held = np.zeros((batch, len(self.automata.machines)), np.int32)
+        held[:] = inits if len(inits) else 0
+        state = State(
+            at=jnp.tile(jnp.asarray(self.begin, jnp.int32), (batch, 1)),
+            counts=jnp.zeros((batch, numbers, levels + 1), jnp.int32),
+            lengths=jnp.asarray(total),
+            given=jnp.asarray(items),
+            known=jnp.asarray(known),
+            held=jnp.asarray(held),
+            done=jnp.zeros(batch, bool),
+        )
+        return self.automata.settle(state)
+
+    def next(self, state: State, candidates: jax.Array) -> tuple[State, Column]:
+        """`Automata.next`."""
+        return self.automata.next(state, candidates)

@@ -146,7 +146,7 @@ def test_grids_restore_to_whole_words_with_codes(engine):
         assert VOCABULARY.spoken[text.values].all()
         # The same streams, arranged as in training, give the same grid.
         again = LAYOUT.arrange(
-            {"text-tiny": StreamItem("r", *text), "taste": StreamItem("r", codes)}
+            {"text-tiny": StreamItem("r", text.values, text.index), "taste": StreamItem("r", codes)}
         )
         np.testing.assert_array_equal(again.content, grid.content)
 

@@ -9,7 +9,6 @@ import pytest
 
 from slm_jax.errors import UserError
 from slm_jax.layouts import Delay, Layout, Par, Stream, Text
-from slm_jax.layouts.operators import AFTER, BEFORE
 from slm_jax.layouts.show import main, render
 from slm_jax.paths import REPO
 
@@ -97,9 +96,11 @@ def test_taste_word_clock(name):
 
 def test_placement_names_the_items_behind_the_cells():
     layout = two_levels((0, 2), "extend")
-    source, clock = layout.place(record(layout))
-    assert source[1].tolist() == [BEFORE] * 3 + list(range(FRAMES))
-    assert source[0].tolist() == [BEFORE, *range(FRAMES), AFTER, AFTER]
+    cells, clock = layout.place(record(layout))
+    assert cells["item"][1].tolist() == [-1] * 3 + list(range(FRAMES))
+    assert cells["item"][0].tolist() == [-1, *range(FRAMES), -1, -1]
+    init, pad = layout.rows[0].init, layout.rows[0].pad
+    assert cells["id"][0][[0, -2, -1]].tolist() == [init, pad, pad]
     assert clock.tolist() == list(range(-1, FRAMES + 2))
 
 
