@@ -3,7 +3,8 @@
 from slm_jax.layouts.chance import Bistream, Masked, Nar, Thinned
 from slm_jax.layouts.grid import Grid, Restored, Row
 from slm_jax.layouts.layout import Layout, Placement
-from slm_jax.layouts.operators import Copies, Delay, Par, Stream, Text, Token
+from slm_jax.layouts.operators import Stream, Text, Token
+from slm_jax.layouts.rows import Copies, Delay, Par
 from slm_jax.layouts.scheduler import Scheduler
 from slm_jax.layouts.sequences import Flat, Group, Inter, Seq, Stretch, Typed
 from slm_jax.layouts.timed import Aligned, Merge, Spans

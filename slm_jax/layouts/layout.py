@@ -19,9 +19,9 @@ from slm_jax.layouts.operators import (
     Operator,
     Stream,
     check_lengths,
-    delays_of,
     text_of,
 )
+from slm_jax.layouts.rows import delays_of
 from slm_jax.layouts.scheduler import Scheduler
 from slm_jax.layouts.timed import Aligned, Spans
 from slm_jax.layouts.word_scheduler import WordScheduler

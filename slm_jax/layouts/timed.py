@@ -10,8 +10,9 @@ import numpy as np
 
 from slm_jax.layouts.cells import View, items, specials
 from slm_jax.layouts.grid import Row
-from slm_jax.layouts.operators import ZERO, Copies, Operator, Stream
+from slm_jax.layouts.operators import ZERO, Operator, Stream
 from slm_jax.layouts.program import Builder, Option, State
+from slm_jax.layouts.rows import Copies
 from slm_jax.layouts.sequences import Seq
 
 _SENTENCE_ENDS = (".", "!", "?", "。", "！", "？")
