@@ -31,14 +31,17 @@ def replay(layout, record, key=None, lengths=None):
 
     Args:
       layout: without a `Text` row.
-      record: family -> item; streams that are only read are given, all of them.
+      record: family -> item; levels that are only read are given, all of them.
       key: of the grid.
       lengths: family -> items, for streams whose end no id tells.
     """
     scheduler = scheduler_of(layout)
     grid = layout.arrange(record, key)
-    read = {stream.family for stream in layout.streams if not stream.predicted}
-    given = {family: [record[family].values] for family in read}
+    given = {}
+    for stream in layout.streams:
+        if not stream.predicted:
+            levels = stream.first + len(stream.vocab)
+            given[stream.family] = [record[stream.family].values[:, :levels]]
     known = {family: [count] for family, count in (lengths or {}).items()}
     state = scheduler.init(1, given, known, [row.init for row in layout.rows])
     rng, cells, order = np.random.default_rng(0), [], numbered(grid.cells)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +67,11 @@ class View:
 
     def chance(self) -> np.random.Generator:
         """What is drawn from; a fixed one where no key was given."""
-        return np.random.default_rng(0) if self.rng is None else self.rng
+        return self._fixed if self.rng is None else self.rng
+
+    @functools.cached_property
+    def _fixed(self) -> np.random.Generator:
+        return np.random.default_rng(0)
 
     def values(self, family: str) -> np.ndarray:
         """int [n, levels].

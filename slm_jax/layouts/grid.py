@@ -15,7 +15,7 @@ class Row:
     Attributes:
       name: "text", or family and level as "taste.0".
       family: the dataset family that fills it; "" where several do.
-      level: codebook level within the family, 0 is coarse.
+      level: codebook level within the family, 0 is coarse; -1 where the row has no items.
       classes: ids that a head may predict, [0, classes).
       vocab: ids that may stand in the grid, [0, vocab); -1 stands for an empty cell.
       init: id of the cells before the row's first item.

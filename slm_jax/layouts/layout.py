@@ -105,38 +105,47 @@ class Layout:
         """Digest of the expression: equal if and only if the grids are."""
         return fingerprint(_tree(self.of), self.initial, self.shift)
 
-    def check(self, specs: Mapping[str, StreamSpec]) -> None:
+    def check(
+        self,
+        specs: Mapping[str, StreamSpec],
+        families: Sequence[str] | None = None,
+        source: str = "the dataset",
+    ) -> None:
         """Compares the layout with the streams of a dataset, before anything is compiled.
+
+        A layout may take only the coarse levels of a stream.
+
+        Args:
+          specs: of the dataset.
+          families: those to look at; all if None.
+          source: what an error calls the dataset.
 
         Raises:
           UserError: naming the stream that is missing, or whose vocabulary or rate differs.
         """
         for stream in self.streams:
             family = stream.family
+            if families is not None and family not in families:
+                continue
             if family not in specs:
                 raise UserError(
-                    f"layout {self.name}: the dataset has no stream {family!r}, only "
+                    f"layout {self.name}: {source} has no stream {family!r}, only "
                     f"{', '.join(sorted(specs))}",
-                    f"tokenize the dataset with {family}, or name another family in the layout",
+                    f"tokenize it with {family}, or name another family in the layout",
                 )
-            have = specs[family].vocab[stream.first : stream.first + len(stream.vocab)]
-            whole = stream.first + len(stream.vocab) == len(specs[family].vocab)
-            if have != stream.vocab or not (whole or self._parted(family)):
+            spec = specs[family]
+            if spec.vocab[stream.first : stream.first + len(stream.vocab)] != stream.vocab:
                 raise UserError(
-                    f"layout {self.name}: stream {family!r} has codes per level "
-                    f"{specs[family].vocab}, the layout says {stream.vocab}",
+                    f"layout {self.name}: stream {family!r} of {source} has codes per level "
+                    f"{spec.vocab}, the layout says {stream.vocab} from level {stream.first} on",
                     "set the layout's vocab to that of the tokenizer that made the stream",
                 )
-            if stream.rate and stream.rate != specs[family].clock:
+            if stream.rate and stream.rate != spec.clock:
                 raise UserError(
-                    f"layout {self.name}: stream {family!r} has {specs[family].clock} items a "
+                    f"layout {self.name}: stream {family!r} of {source} has {spec.clock} items a "
                     f"second, the layout says {stream.rate}",
                     "set Stream.rate to that of the tokenizer",
                 )
-
-    def _parted(self, family: str) -> bool:
-        """Whether a layout takes the levels of a family in more than one stream."""
-        return len({stream.first for stream in self.streams if stream.family == family}) > 1
 
     def length(self, record: Mapping[str, Any]) -> int:
         """Columns that `arrange(record)` feeds to the model, or the most of them where chance
@@ -206,7 +215,8 @@ class Layout:
         for family, levels in found.items():
             # The finer levels that a NAR stage leaves for later are no loss.
             present = [level for level in sorted(levels) if levels[level] or self.shift]
-            kept = sorted(set.intersection(*(set(levels[level]) for level in present)))
+            found_in = [set(levels[level]) for level in present]
+            kept = sorted(set.intersection(*found_in)) if found_in else []
             if kept:
                 values = [[levels[level][item] for level in present] for item in kept]
                 streams[family] = Restored(np.array(values, np.int32), None, np.array(kept))

@@ -180,7 +180,7 @@ class Stream(Operator):
         for level, (_, high) in enumerate(self.ranges):
             init = self.init if self.init >= 0 else high
             pad = self.pad if self.pad >= 0 else high + 1
-            ends = ((init, "INIT"), (pad, "PAD"))
+            ends = ((pad, "PAD"), (init, "INIT"))  # where they are one id, that is INIT
             rows.append(
                 Row(
                     name=f"{self.family}.{self.first + level}",
@@ -204,7 +204,10 @@ class Stream(Operator):
 
     def kept(self, view: View) -> np.ndarray:
         """Indices of the items that are placed."""
-        values = view.values(self.family)
+        return self.distinct(view.values(self.family))
+
+    def distinct(self, values: np.ndarray) -> np.ndarray:
+        """Which of the items [n, levels] of the family are placed, by index."""
         if not self.dedup or len(values) < 2:
             return np.arange(len(values))
         here = values[:, self.first : self.first + len(self.vocab)]
@@ -255,7 +258,7 @@ class Token(Operator):
         vocab = self.id + 1
         classes = vocab * (self.weight > 0)
         names = ((self.id, self.name),)
-        return (Row(self.name, "", 0, classes, vocab, self.id, self.id, names=names),)
+        return (Row(self.name, "", -1, classes, vocab, self.id, self.id, names=names),)
 
     def columns(self, view: View) -> int:
         return 1

@@ -213,6 +213,9 @@ class Copies(Operator):
     def rows(self) -> tuple[Row, ...]:
         [row] = self.of.rows
         rest = {"predicted": False, "weight": 0.0, "pad_weight": 0.0, "classes": 0}
+        if self.blank is not None:
+            rest |= {"family": "", "level": -1, "vocab": self.blank + 1}
+            rest |= {"init": self.blank, "pad": self.blank, "names": ((self.blank, "-"),)}
         copies = tuple(
             dataclasses.replace(row, name=f"{row.name}'{n}", **rest) for n in range(1, self.count)
         )

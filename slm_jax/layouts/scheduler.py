@@ -159,7 +159,8 @@ class Automata:
         item = low[0] + state.given[streams[0], place, levels[0]]
         id = jnp.where(is_given, item, candidate)
         fits = (low <= id) & (id < high)
-        which = fits.argmax()
+        # A special id may lie among those of a text, and is then no item of it.
+        which = jnp.where(is_given, 0, (fits * (1 + (streams < 0))).argmax())
         id = jnp.where(fits.any(), id, id.clip(low[which], high[which] - 1))
         # A single option that is forced still says what comes after it.
         then = jnp.where(forced & (here.then >= 0), here.then, then[which])
@@ -246,7 +247,10 @@ class Scheduler:
         total = np.full((batch, numbers), ENDLESS)
         for number, stream in enumerate(self.streams):
             for row, values in enumerate(given.get(stream.family, ())):
-                own = np.asarray(values)[:, stream.first : stream.first + len(stream.vocab)]
+                values = np.asarray(values)[stream.distinct(np.asarray(values))]
+                own = values[:, stream.first : stream.first + len(stream.vocab)]
+                if own.shape[1] < len(stream.vocab):
+                    continue  # the finer levels of the family are to be decoded
                 items[row, number, : len(own), : own.shape[1]] = own
                 known[row, number] = len(own)
                 if not stream.predicted:

@@ -305,7 +305,13 @@ class Stretch(Operator):
 
     @property
     def rows(self) -> tuple[Row, ...]:
-        return self.of.rows
+        if self.blank is None:
+            return self.of.rows
+        names, most = ((self.blank, "ε"),), self.blank + 1
+        return tuple(
+            dataclasses.replace(row, vocab=max(row.vocab, most), names=(*row.names, *names))
+            for row in self.of.rows
+        )
 
     def columns(self, view: View) -> int:
         ended = self.of.eos >= 0
@@ -343,17 +349,22 @@ def _plain(streams: Sequence[Stream], field: str) -> None:
 
 def _union(rows: Sequence[Row]) -> Row:
     """The row that holds what each of several may hold."""
-    named = [row for row in rows if row.family] or list(rows)
+    named = [row for row in rows if row.level >= 0] or list(rows)
+    # Only the first one's INIT and the last one's PAD may stand in the row.
+    ends = [name for name in rows[-1].names if name[1] == "PAD"]
+    ends += [name for name in rows[0].names if name[1] == "INIT"]
+    inner = [name for row in rows for name in row.names if name[1] not in ("INIT", "PAD")]
     return dataclasses.replace(
         rows[0],
         name="+".join(dict.fromkeys(row.name for row in named)),
-        family=rows[0].family if len({row.family for row in rows}) == 1 else "",
+        family=named[0].family if len({row.family for row in named}) == 1 else "",
+        level=max(row.level for row in rows),
         classes=max(row.classes for row in rows),
         vocab=max(row.vocab for row in rows),
         predicted=any(row.predicted for row in rows),
         pad=rows[-1].pad,
         pad_weight=rows[-1].pad_weight,
-        names=tuple(dict.fromkeys(name for row in rows for name in row.names)),
+        names=tuple(dict.fromkeys(ends + inner)),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import html
 import itertools
+import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,7 +41,7 @@ class Cell(NamedTuple):
 def cells(
     layout: Layout, pieces: Sequence[Sequence[str]], frames: int, text_only: bool = False
 ) -> dict[str, list[Cell]]:
-    """Row name -> the cells of an example.
+    """Row title -> the cells of an example.
 
     Args:
       layout: what to show.
@@ -59,7 +60,7 @@ def cells(
     table = {"word" if layout.has_text else "column": [_head(tick) for tick in grid.clock]}
     for r, row in enumerate(layout.rows):
         line = zip(placed[r], targets[r], strict=True)
-        table[row.name] = [_cell(layout, row, flat, cell, bool(target)) for cell, target in line]
+        table[_title(row)] = [_cell(layout, row, flat, cell, bool(target)) for cell, target in line]
     return table
 
 
@@ -84,7 +85,7 @@ def page(layout: Layout, pieces: Sequence[Sequence[str]], frames: int) -> str:
         line = "".join(map(_html_cell, row))
         rows.append(f"<tr><th>{html.escape(name)}</th>{line}</tr>")
     title = html.escape(layout.name)
-    body = f"<h1>{title}</h1><table>{''.join(rows)}</table><p>{html.escape(LEGEND)}</p>"
+    body = f"<h1>{title}</h1><table>{''.join(rows)}</table><p>{html.escape(legend(layout))}</p>"
     head = f"<meta charset=utf-8><title>{title}</title><style>{_STYLE}</style>"
     return f"<!doctype html><html><head>{head}</head><body>{body}</body></html>\n"
 
@@ -109,13 +110,34 @@ def _cell(layout: Layout, row: Row, flat: Sequence[str], cell: Any, target: bool
         level, item = stream.first + int(cell["level"]), int(cell["item"])
         if _is_text(stream.family):
             text = flat[item]
-        elif row.family:
-            text = f"{level}.{item}"
         else:
-            text = f"{stream.family}.{level}.{item}"
+            text = f"{'' if row.family else _letters(layout).get(stream.family, '')}{level}.{item}"
     if cell["said"] >= 0:
         text += f">{names.get(int(cell['said']), cell['said'])}"
     return Cell(text, number, target)
+
+
+def _title(row: Row) -> str:
+    """The row's name; where text and speech share a row, plain text is enough."""
+    parts = row.name.split("+")
+    if len(parts) > 1:
+        parts = ["text" if _is_text(part) else part for part in parts]
+    return "+".join(dict.fromkeys(parts))
+
+
+def _letters(layout: Layout) -> dict[str, str]:
+    """What stands before the items of each family in rows of several; none for a single one."""
+    families = [family for family in layout.families if not _is_text(family)]
+    families = [family for family in families if family != "words"]
+    return dict(zip(families, string.ascii_lowercase, strict=False)) if families[1:] else {}
+
+
+def legend(layout: Layout) -> str:
+    """What the cells say."""
+    shared = any(not row.family for row in layout.rows)
+    letters = _letters(layout).items() if shared else ()
+    named = "; ".join(f"{letter} is {family}" for family, letter in letters)
+    return LEGEND + named + "\n" * bool(named)
 
 
 def _is_text(family: str) -> bool:
@@ -179,7 +201,7 @@ def main() -> None:
         Path(args.html).write_text(page(layout, words, args.frames), encoding="utf-8")
         print(f"{args.html}: {layout.name}")
     else:
-        print(render(layout, words, args.text_only, args.frames) + "\n" + LEGEND, end="")
+        print(render(layout, words, args.text_only, args.frames) + "\n" + legend(layout), end="")
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ import numpy as np
 
 from slm_jax.layouts.cells import View, items, specials
 from slm_jax.layouts.grid import Row
-from slm_jax.layouts.operators import ZERO, Operator, Stream
-from slm_jax.layouts.program import Builder, Option, State
+from slm_jax.layouts.operators import ZERO, Operator, Stream, Token
+from slm_jax.layouts.program import COPIED, Builder, Option, State
 from slm_jax.layouts.rows import Copies
 from slm_jax.layouts.sequences import Seq
 
@@ -145,7 +145,7 @@ class Spans(Operator):
     Both: a word and then its speech, as the token-by-token form of the lecture; sentences, as
     Baichuan-Audio's. Either: Spirit LM's switch at word boundaries (arXiv:2402.05755 §3.2). A
     `Token` must follow, by which decoding ends. Speech of several levels has its coarse one in the
-    row of the text, which is `blank` in the others.
+    row of the text.
 
     Attributes:
       text: ids without EOS.
@@ -155,6 +155,7 @@ class Spans(Operator):
       share: of "either", the probability that a span is speech.
       marks: ids before text and before speech; the first span of "both" has none.
       names: of the marks.
+      blank: id beside text and marks, in the rows of the finer levels; None copies them (Voila).
     """
 
     text: Stream
@@ -164,7 +165,7 @@ class Spans(Operator):
     share: float = 0.5
     marks: tuple[int, ...] = ()
     names: tuple[str, ...] = ("TEXT", "SPEECH")
-    blank: int = ZERO
+    blank: int | None = ZERO
 
     def __post_init__(self) -> None:
         if isinstance(self.speech, Stream):
@@ -183,14 +184,14 @@ class Spans(Operator):
         return Copies(self.text, len(self.speech.rows), self.blank), self.speech
 
     @property
+    def _marks(self) -> list[Operator]:
+        tokens = (Token(id, name, 1.0) for id, name in zip(self.marks, self.names, strict=False))
+        return [Copies(token, len(self.speech.rows), self.blank) for token in tokens]
+
+    @property
     def rows(self) -> tuple[Row, ...]:
-        marks = tuple(zip(self.marks, self.names, strict=False))
-        most = max((*self.marks, -1)) + 1
-        lead, *rest = Seq(self._parts).rows
-        sizes = {"classes": max(lead.classes, most), "vocab": max(lead.vocab, most)}
-        lead = dataclasses.replace(lead, names=(*lead.names, *marks), **sizes)
-        blank = ((self.blank, "-"),)
-        return (lead, *(dataclasses.replace(r, names=(*r.names, *blank)) for r in rest))
+        text, speech = self._parts
+        return Seq((text, *self._marks, speech)).rows
 
     def columns(self, view: View) -> int:
         return self._place(view, longest=True).shape[1]
@@ -218,7 +219,7 @@ class Spans(Operator):
                 kinds = (int(view.chance().random() < self.share),)
             for kind in kinds:
                 if self.marks and (longest or kind != before) and (blocks or len(kinds) == 1):
-                    blocks.append(self._mark(kind))
+                    blocks.append(self._marks[kind].place(view))
                 blocks.append((said, heard)[kind])
                 before = kind
         return np.concatenate(blocks, axis=1) if blocks else written[:, :0]
@@ -233,15 +234,11 @@ class Spans(Operator):
         edges = [0, *cuts, len(words)]
         return [range(a, b) for a, b in itertools.pairwise(edges) if b > a]
 
-    def _mark(self, kind: int) -> np.ndarray:
-        column = specials((len(self.speech.rows), 1), self.blank)
-        column[0] = specials(1, self.marks[kind], 1.0)
-        return column
-
     def program(self, row: int, build: Builder, after: int) -> int:
         if row:
             speech = build.number(self.speech)
-            state = State(self.blank, exit=after, follows=speech, waits=(id(self),), level=row)
+            fill = COPIED if self.blank is None else self.blank
+            state = State(fill, exit=after, follows=speech, waits=(id(self),), level=row)
             index = build.add(state)
             state.then, state.options = index, [self.speech.option(row, build, index)]
             return index
@@ -259,7 +256,7 @@ class Spans(Operator):
             ]
             build.states[text].options = [*said, *(marks[1:] or heard)]
             build.states[speech].options = [*heard, *(marks[:1] or said)]
-            return text if self.order == "both" else build.add(State(options=marks))
+            return text if self.order == "both" else build.add(State(options=marks, exit=after))
 
 
 def timed(part: Stream | Merge, view: View) -> tuple[np.ndarray, np.ndarray]:

@@ -310,6 +310,8 @@ def test_datasets_are_checked_against_the_layout():
         "taste": StreamSpec("taste", "codes", "word", CODES),
     }
     taste().check(specs)
+    Layout("coarse", Stream("taste", CODES[:2])).check(specs)
+    Layout("fine", Stream("taste", CODES[2:], first=2)).check(specs)
     with pytest.raises(UserError, match="no stream 'taste'"):
         taste().check({"text": specs["text"]})
     with pytest.raises(UserError, match="codes per level"):
