@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from typing import Any, Literal
 
 Kind = Literal["words", "codes", "continuous", "audio"]
@@ -44,6 +45,11 @@ class StreamSpec:
     @property
     def levels(self) -> int:
         return len(self.vocab)
+
+    @property
+    def bits(self) -> float:
+        """Bits of one item of codes; times `clock`, where that is a rate, bits a second."""
+        return sum(map(math.log2, self.vocab))
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self) | {"vocab": list(self.vocab)}

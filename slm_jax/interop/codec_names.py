@@ -160,9 +160,10 @@ def _mimi_table(sizes: Mapping[str, Any]) -> Table:
         "mlp_scale": ("mlp_layer_scale.scale", "vector"),
     }
     for side in ("encoder", "decoder"):
-        for ours, (theirs, kind) in layer.items():
-            name = f"{side}_transformer.layers.{{i}}.{theirs}"
-            table[f"{side}_transformer/layers/{ours}"] = Source(name, kind, sizes["layers"])
+        for i in range(sizes["layers"]):
+            for ours, (theirs, kind) in layer.items():
+                name = f"{side}_transformer.layers.{i}.{theirs}"
+                table[f"{side}_transformer/layers/{i}/{ours}"] = Source(name, kind)
     semantic = sizes["semantic_levels"]
     for part, levels in (("semantic", semantic), ("acoustic", sizes["levels"] - semantic)):
         theirs = f"quantizer.{part}_residual_vector_quantizer"

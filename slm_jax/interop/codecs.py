@@ -161,11 +161,12 @@ def _weight(source: Source, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def _layout(tensor: np.ndarray, kind: str) -> np.ndarray:
-    """A foreign tensor as ours: kernels [k, in, out] or, depthwise, [k, D]; linear [in, out]."""
+    """A foreign tensor as ours: kernels [k, in, out], transposed [in, k, out] or, depthwise,
+    [k, D]; linear [in, out]."""
     if kind == "conv":
         return tensor.transpose(2, 1, 0)
     if kind == "transposed":
-        return tensor.transpose(2, 0, 1)
+        return tensor.transpose(0, 2, 1)
     if kind == "depthwise":
         return tensor[:, 0].T
     if kind == "linear":

@@ -25,6 +25,7 @@ from slm_jax.errors import UserError
 from slm_jax.nn.quantizers import FsqConfig, RvqConfig, fsq_codebooks
 from slm_jax.nn.tree import Params, flatten, load_flat
 from slm_jax.streams import UTTERANCE, WORD, StreamSpec, fingerprint
+from slm_jax.tokenizers.checks import check_vectors, mono
 from slm_jax.tokenizers.taste_decoder import TasteDecoderConfig, round_durations, word_times
 from slm_jax.tokenizers.taste_listen import CONTEXTS, RATE, Listener
 from slm_jax.tokenizers.taste_network import (
@@ -167,7 +168,16 @@ class Taste:
         Returns:
           codes: int32 [W, K] for each.
           speakers: float32 [speaker_width] for each, of unit length, in steps of 1 / 127.
+
+        Raises:
+          ValueError: audio that is no vector of floats, or a word whose end is before its start.
+          UserError: samples that are not finite or far too loud, or no words to cut a recording of
+            more than 29 s at.
         """
+        audios = [mono(audio) for audio in audios]
+        for word in (word for spoken in words for word in spoken):
+            if not -np.inf < word.start <= word.end < np.inf:
+                raise ValueError(f"{word.text!r} lasts from {word.start} to {word.end} s")
         pieces = [_cut(audio, spoken) for audio, spoken in zip(audios, words, strict=True)]
         flat = [piece for utterance in pieces for piece in utterance]
         codes, speakers = self._encode_short([a for a, _ in flat], [w for _, w in flat])
@@ -224,15 +234,19 @@ class Taste:
           times: (start, end) in seconds of each word.
 
         Raises:
-          ValueError: an utterance without words, or codes of another shape or range.
+          ValueError: an utterance without words, codes of another shape, type or range, or
+            speakers of another shape or not finite.
         """
+        for voice, _ in zip(speakers, words, strict=True):
+            check_vectors("speakers", [voice], 1, self.config.speaker_width)
         told = float(codes is not None)
         if codes is None:
             codes = [np.zeros((len(row), len(self.config.vocab)), np.int32) for row in words]
         for spoken, ids in zip(words, codes, strict=True):
             wanted = (len(spoken), len(self.config.vocab))
-            if not spoken or np.shape(ids) != wanted:
-                raise ValueError(f"codes of shape {np.shape(ids)} for {wanted[0]} words")
+            ids = np.asarray(ids)
+            if not spoken or ids.shape != wanted or ids.dtype.kind not in "iu":
+                raise ValueError(f"codes of shape {ids.shape} ({ids.dtype}) for {wanted[0]} words")
             if np.min(ids) < 0 or np.any(np.max(ids, axis=0) >= self.config.vocab):
                 raise ValueError(f"codes outside the vocabulary {self.config.vocab}")
         texts = [read_text(spoken, self._pronunciations) for spoken in words]
@@ -255,8 +269,9 @@ class Taste:
     def vocode(self, audio: np.ndarray) -> np.ndarray:
         """Mono 16 kHz audio through its own mels, pitch and the vocoder alone: the decoder's
         ceiling."""
-        mel_config = self.config.vocoder.mel
-        padded = np.pad(audio, (0, -len(audio) % (64 * mel_config.hop)))[None]
+        audio, mel_config = mono(audio), self.config.vocoder.mel
+        length = bucket(max(len(audio), 1), 64 * mel_config.hop)
+        padded = np.pad(audio, (0, length - len(audio)))[None]
         hertz, voiced = pitch(padded, PitchConfig(rate=mel_config.rate, hop=mel_config.hop))
         voiced = voiced.astype(jnp.float32)
         hertz = fill_pitch(hertz, voiced)

@@ -33,6 +33,7 @@ from slm_jax.errors import UserError
 from slm_jax.nn.conv import ConvNeXt
 from slm_jax.nn.layers import Embedding, LayerNorm, Linear
 from slm_jax.nn.tree import Params, flatten, load_flat, merge, pure_params
+from slm_jax.tokenizers.checks import check_duration, check_vectors, mono
 from slm_jax.tokenizers.flow_matching import FlowConfig, Velocity, euler, guided
 from slm_jax.tokenizers.taste_decoder import Frames, pick, round_durations
 from slm_jax.tokenizers.taste_encoder import SpeakerEncoder
@@ -51,6 +52,8 @@ from slm_jax.tokenizers.vocoder import (
 UNIT_RATE = 50  # units a second
 CONFIG, WEIGHTS = "config.json", "weights.safetensors"
 _REMEDY = "train one: python launch/train_unit_vocoder.py --gin_file=unit_vocoder.gin"
+_LONGEST = 3600.0  # seconds that are spoken at once
+_VOICE = 300  # seconds from which a speaker vector is made
 _SILENCE = math.log(1e-5)  # log-mel of digital silence
 Count = TypeVar("Count", int, np.ndarray, jax.Array)
 
@@ -244,15 +247,15 @@ class UnitVocoder:
           speaker: float [B, E], vectors of unit length (`speaker`).
 
         Raises:
-          ValueError: shapes do not fit, a unit that the k-means does not have, or a negative
-            duration.
+          ValueError: shapes do not fit, a unit that the k-means does not have, a negative
+            duration, or a speaker that is not finite.
+          UserError: more than an hour in a row.
         """
-        units, speaker = np.asarray(units), np.asarray(speaker, np.float32)
-        wanted = (len(units), self.config.speaker_width)
-        if units.ndim != 2 or units.dtype.kind not in "iu" or speaker.shape != wanted:
-            shapes = f"{units.dtype}{list(units.shape)} and speakers {list(speaker.shape)}"
-            width = self.config.speaker_width
-            raise ValueError(f"units are {shapes}, wanted int [B, N] and [B, {width}]")
+        units = np.asarray(units)
+        if units.ndim != 2 or units.dtype.kind not in "iu":
+            raise ValueError(f"units are {units.dtype}{list(units.shape)}, wanted int [B, N]")
+        check_vectors("speakers", speaker, len(units), self.config.speaker_width)
+        speaker = np.asarray(speaker, np.float32)
         if units.size and not -1 <= units.min() <= units.max() < self.config.units:
             raise ValueError(f"units lie in [0, {self.config.units}), and -1 is padding")
         if durations is None:
@@ -262,6 +265,8 @@ class UnitVocoder:
         durations = np.asarray(durations)
         if durations.shape != units.shape:
             raise ValueError(f"durations {durations.shape} of units {units.shape}")
+        longest = np.where(units >= 0, durations, 0).sum(axis=1, dtype=np.float64).max(initial=0)
+        check_duration(longest / UNIT_RATE, _LONGEST, "speak it in parts")
         rows = [repeat(u[u >= 0], d[u >= 0]) for u, d in zip(units, durations, strict=True)]
         lengths = np.array([len(row) for row in rows], np.int32)
         longest = int(lengths.max(initial=0))
@@ -274,7 +279,14 @@ class UnitVocoder:
         return Spoken(audio, samples)
 
     def speaker(self, audio: np.ndarray) -> np.ndarray:
-        """The speaker vector, float32 [E], of mono audio [n] at `sample_rate`."""
+        """The speaker vector, float32 [E], of mono audio [n] at `sample_rate`; of its first five
+        minutes.
+
+        Raises:
+          ValueError: not a vector of floats.
+          UserError: samples that are not finite or far too loud.
+        """
+        audio = mono(audio)[: _VOICE * self.sample_rate]
         heard, mask = padded_frames(analyse_one(audio, self.config.vocoder.mel))
         return np.asarray(self._voice(self._params, heard, mask)[0])
 

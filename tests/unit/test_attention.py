@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import slm_jax.nn.attention as module
 from slm_jax.nn.attention import MaskSpec, attention
 
 
@@ -45,6 +46,21 @@ def test_equals_the_definition(name):
     q, k, v = rand(2, 6, 4, 8), rand(2, 6, 2, 8, seed=1), rand(2, 6, 2, 8, seed=2)
     got = jax.jit(attention)(q, k, v, mask)
     np.testing.assert_allclose(got, reference(q, k, v, visible), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_head_by_head_is_the_same_in_both_directions(name, monkeypatch):
+    mask, _ = CASES[name]
+    qkv = rand(2, 6, 4, 8), rand(2, 6, 2, 8, seed=1), rand(2, 6, 2, 8, seed=2)
+
+    def both():
+        out, back = jax.vjp(lambda *qkv: attention(*qkv, mask), *qkv)
+        return out, *back(rand(*out.shape, seed=3))
+
+    whole = both()
+    monkeypatch.setattr(module, "_LARGE", 1)
+    for one, other in zip(both(), whole, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
 
 
 def test_cross_attention_hides_padding():

@@ -11,7 +11,6 @@ from slm_jax.errors import UserError
 from slm_jax.tokenizers import kmeans
 from slm_jax.tokenizers.ssl_encoder import SslEncoder
 from slm_jax.tokenizers.unit_encoder import UnitEncoder
-from slm_jax.tokenizers.whisper import Whisper
 
 transformers = pytest.importorskip("transformers")
 
@@ -70,10 +69,10 @@ def test_units_are_the_nearest_centroids_and_the_layer_has_a_name(folder, encode
     assert [len(u) for u in units] == [len(encoder.features(a)) for a in audios]
     other = UnitEncoder.load(folder, 2)
     assert UnitEncoder.load(folder, 1).source == encoder.source != other.source
-    with pytest.raises(UserError, match="another encoder or layer"):
+    with pytest.raises(UserError, match="another encoder, layer or window"):
         other.units(means, audios)
     narrow = dataclasses.replace(means, centroids=means.centroids[:, :-1], source="")
-    with pytest.raises(UserError, match="another encoder or layer"):
+    with pytest.raises(UserError, match="another encoder, layer or window"):
         encoder.units(narrow, audios)
 
 
@@ -86,8 +85,10 @@ def test_layers_and_rates_that_are_not_there_are_named(folder, tmp_path):
         UnitEncoder.load(tmp_path / "nothing", 1)
 
 
-def test_whisper_hears_29_seconds(tmp_path):
-    encoder = UnitEncoder.load(tiny_whisper(tmp_path), 0)
-    assert Whisper.load(tmp_path).config.width == encoder.features(audio(RATE)).shape[1]
-    with pytest.raises(ValueError, match="at most 29 s"):
-        encoder.features(audio(30 * RATE))
+def test_long_recordings_are_heard_in_windows(encoder):
+    """Six seconds at a time, of which each but the first begins a second earlier."""
+    long = audio(13 * RATE)
+    found = encoder.features(long)
+    assert len(found) in (650, 649)
+    np.testing.assert_array_equal(found[:300], encoder.features(long[: 7 * RATE])[:300])
+    np.testing.assert_allclose(found[600:], encoder.features(long[11 * RATE :])[50:], atol=1e-4)

@@ -16,6 +16,7 @@ from slm_jax.errors import UserError
 from slm_jax.nn.codec_conv import within
 from slm_jax.nn.tree import flatten, load_flat, merge, pure_params
 from slm_jax.streams import StreamSpec, fingerprint
+from slm_jax.tokenizers.checks import check_codes, check_duration, check_rows
 
 N = TypeVar("N", bound=nnx.Module)
 
@@ -31,9 +32,11 @@ class Codec:
       spec: the code stream. Its clock is the frame rate; vocab has an entry for each level.
       sample_rate: of the audio in and out, in Hz.
       delay: samples by which decoded audio lags behind the audio it was made from.
+      longest: seconds of a row, at most; whole rows take memory for every sample.
+      fewest: levels that `decode` needs.
     """
 
-    delay = 0
+    delay, longest, fewest = 0, 300.0, 1
 
     def __init__(self, network: nnx.Module, spec: StreamSpec, sample_rate: int, **options: Any):
         self.spec, self.sample_rate = spec, sample_rate
@@ -50,15 +53,40 @@ class Codec:
 
         Returns:
           codes: int32 [B, T, K], coarse level first; 0 beyond a row's frames.
-          frames: int [B].
+          frames: int [B]; 0 of no samples.
+
+        Raises:
+          ValueError: shapes or types that do not fit.
+          UserError: samples that are not finite or far too loud, or a row that is too long.
         """
+        check_rows(audio, lengths)
+        batch, count = np.shape(audio)
+        self._check_duration(count / self.sample_rate)
+        if not batch * count:
+            return jnp.zeros((batch, 0, self.spec.levels), jnp.int32), jnp.zeros(batch, jnp.int32)
         return self._encode(own(audio, jnp.float32), own(lengths, jnp.int32))
 
     def decode(self, codes: jax.Array, frames: jax.Array) -> jax.Array:
         """Codes int [B, T, K'] of the first K' <= K levels, frames int [B] -> float32 [B, n]; 0
         beyond a row's frames. n may exceed the length of the audio encoded, by less than a frame.
+
+        Raises:
+          ValueError: shapes, types or levels that do not fit, or codes out of range.
+          UserError: a row that is too long.
         """
+        self.check_codes(codes, frames)
+        if not np.size(codes):
+            return jnp.zeros((len(codes), 0))
         return self._decode(own(codes, jnp.int32), own(frames, jnp.int32))
+
+    def check_codes(self, codes: jax.Array, frames: jax.Array) -> None:
+        """Raises what `decode` says."""
+        check_codes(codes, frames, self.spec.vocab, self.fewest)
+        self._check_duration(np.shape(codes)[1] / self.spec.clock)
+
+    def _check_duration(self, seconds: float) -> None:
+        remedy = "cut the recording, or code it as a stream (encode_step, or tokenizers.chunked)"
+        check_duration(seconds, self.longest, remedy)
 
     def jit(self, method: str, **options: Any) -> Callable[..., Any]:
         """A method of the network, compiled, with its weights and these keyword arguments given.

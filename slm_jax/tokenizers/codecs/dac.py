@@ -15,8 +15,9 @@ from flax import nnx
 
 from slm_jax.interop import codec_names
 from slm_jax.interop import codecs as checkpoints
-from slm_jax.nn.codec_conv import Snake
+from slm_jax.nn.codec_conv import Snake, Span
 from slm_jax.nn.streaming import Rows, Run
+from slm_jax.tokenizers.chunked import Blocks, reach
 from slm_jax.tokenizers.codecs.codec import (
     Codec,
     build,
@@ -78,12 +79,12 @@ class DacEncoder(nnx.Module):
             x = stage(x, run)
         return run(self.last, self.snake(x))
 
-    def last_sample(self, frame: int) -> int:
-        """The last sample that a frame depends on."""
-        at = self.last.last_input(frame)
+    def field(self, first: int, last: int) -> Span:
+        """The samples that frames first to last depend on."""
+        span = self.last.field(first, last)
         for stage in reversed(self.stages):
-            at = stage.last_input(at)
-        return self.first.last_input(at)
+            span = stage.field(*span)
+        return self.first.field(*span)
 
 
 class DacDecoder(nnx.Module):
@@ -104,6 +105,13 @@ class DacDecoder(nnx.Module):
         for stage in self.stages:
             x = stage(x, run)
         return jnp.tanh(run(self.last, self.snake(x)))
+
+    def field(self, first: int, last: int) -> Span:
+        """The frames that samples first to last depend on."""
+        span = self.last.field(first, last)
+        for stage in reversed(self.stages):
+            span = stage.field(*span)
+        return self.first.field(*span)
 
 
 class DacNetwork(nnx.Module):
@@ -135,19 +143,29 @@ class DacNetwork(nnx.Module):
 
 
 class Dac(Codec):
-    """DAC with its weights."""
+    """DAC with its weights.
+
+    Attributes:
+      blocks: frames, for streams (`tokenizers.chunked`).
+    """
 
     def __init__(self, network: DacNetwork, levels: int):
-        config = network.config
-        ahead = network.encoder.last_sample(0) + 1 - config.hop
+        config, hop = network.config, network.config.hop
+        heard = network.encoder.field(0, 0)
+        sounded = reach(network.decoder.field(0, hop - 1), 1)
+        self.blocks = Blocks(hop, 1, reach(heard, hop), sounded)
         spec = codec_spec(
             "dac",
             network,
             (config.codes,) * levels,
-            config.sample_rate / config.hop,
-            lookahead=ahead / config.sample_rate,
+            config.sample_rate / hop,
+            lookahead=(heard.last + 1 - hop) / config.sample_rate,
         )
         super().__init__(network, spec, config.sample_rate, levels=levels)
+
+    def decode_at(self, codes: jax.Array, frames: jax.Array, start: int) -> jax.Array:
+        """See `chunked.BlockCodec`: it sounds alike everywhere."""
+        return self.decode(codes, frames)
 
     @classmethod
     def load(cls, folder: Path | str, levels: int | None = None) -> Dac:

@@ -10,11 +10,14 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from slm_jax.interop import codec_names
 from slm_jax.interop import codecs as checkpoints
 from slm_jax.nn.streaming import Rows
+from slm_jax.tokenizers.checks import check_rows, check_vectors
+from slm_jax.tokenizers.chunked import Blocks
 from slm_jax.tokenizers.codecs.codec import Codec, build, choose_levels, codec_spec, keep, own
 from slm_jax.tokenizers.codecs.encodec import EncodecConfig, EncodecNetwork
 from slm_jax.tokenizers.codecs.seanet import SeanetConfig
@@ -113,6 +116,9 @@ class EncodecChunked(Codec):
 
     A row is padded with silence to whole chunks, and each chunk has the same number of frames; as
     chunks overlap, there are a few frames more a second than a chunk of a second has.
+
+    Attributes:
+      blocks: chunks without their overlap, for streams (`tokenizers.chunked`).
     """
 
     def __init__(self, network: ChunkedNetwork, levels: int):
@@ -121,7 +127,9 @@ class EncodecChunked(Codec):
         ahead = config.chunk / config.sample_rate - 1 / clock
         spec = codec_spec("encodec", network, (config.codes,) * levels, clock, lookahead=ahead)
         super().__init__(network, spec, config.sample_rate, levels=levels)
-        self._chunk_frames = config.chunk_frames
+        overlap, each = config.chunk - config.stride, config.chunk_frames
+        self.blocks = Blocks(config.stride, each, (0, overlap), (each, each), tail=overlap)
+        self._chunk_frames = each
         self._scales = self.jit("scales")
 
     @classmethod
@@ -144,8 +152,15 @@ class EncodecChunked(Codec):
 
     def scales(self, audio: jax.Array, lengths: jax.Array) -> jax.Array:
         """The power that `encode` divides each chunk by (root mean square, [B, chunks]): codes do
-        not hold it. Arguments as for `encode`."""
+        not hold it. Arguments, and what is raised, as for `encode`."""
+        check_rows(audio, lengths)
+        if not np.size(audio):
+            return jnp.zeros((len(audio), 0))
         return self._scales(own(audio, jnp.float32), own(lengths, jnp.int32))
+
+    def decode_at(self, codes: jax.Array, frames: jax.Array, start: int) -> jax.Array:
+        """See `chunked.BlockCodec`: it sounds alike everywhere, with unit power."""
+        return self.decode(codes, frames)
 
     def decode(
         self, codes: jax.Array, frames: jax.Array, scales: jax.Array | None = None
@@ -154,12 +169,17 @@ class EncodecChunked(Codec):
         a row's chunks. Without `scales` [B, chunks] every chunk has unit power.
 
         Raises:
-          ValueError: T is not of whole chunks.
+          ValueError: T is not of whole chunks; otherwise as `Codec.decode`.
         """
-        if codes.shape[1] % self._chunk_frames:
-            raise ValueError(f"codes come in {self._chunk_frames} frames, got {codes.shape[1]}")
-        chunks = codes.shape[1] // self._chunk_frames
-        scales = jnp.ones((codes.shape[0], chunks)) if scales is None else scales
+        self.check_codes(codes, frames)
+        batch, count, _ = np.shape(codes)
+        if count % self._chunk_frames:
+            raise ValueError(f"codes come in {self._chunk_frames} frames, got {count}")
+        chunks = count // self._chunk_frames
+        scales = jnp.ones((batch, chunks)) if scales is None else scales
+        check_vectors("scales", scales, batch, chunks)
+        if not batch * count:
+            return jnp.zeros((batch, 0))
         return self._decode(own(codes, jnp.int32), own(frames, jnp.int32), own(scales, jnp.float32))
 
 

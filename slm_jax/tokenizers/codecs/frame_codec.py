@@ -25,6 +25,7 @@ from slm_jax.nn.conv import ConvNeXt
 from slm_jax.nn.layers import LayerNorm, Linear
 from slm_jax.nn.quantizers import RvqConfig, rvq_decode, rvq_encode
 from slm_jax.nn.tree import Params, flatten
+from slm_jax.tokenizers.checks import check_chunk, check_chunk_codes
 from slm_jax.tokenizers.codecs.codec import (
     Codec,
     build,
@@ -35,6 +36,7 @@ from slm_jax.tokenizers.codecs.codec import (
     whole_frames,
 )
 
+STARTER = Path(__file__).resolve().parents[2] / "weights" / "codec"
 CONFIG, WEIGHTS = "config.json", "weights.safetensors"
 _COMPRESSION = 0.3  # power of a magnitude that the encoder sees
 _REMEDY = "train one: python launch/train_codec.py --gin_file=codec.gin"
@@ -221,6 +223,8 @@ class FrameCodec(Codec):
       delay: samples that a stream's audio comes late; `decode` of whole rows is in time.
     """
 
+    longest = 3600.0  # everything is at the frame rate
+
     def __init__(self, network: FrameCodecNetwork, levels: int):
         config = network.config
         spec = codec_spec(
@@ -238,17 +242,17 @@ class FrameCodec(Codec):
         self._finish = self.jit("finish")
 
     @classmethod
-    def load(cls, folder: Path | str, levels: int | None = None) -> FrameCodec:
+    def load(cls, folder: Path | str | None = None, levels: int | None = None) -> FrameCodec:
         """Reads what `save_codec` wrote.
 
         Args:
-          folder: where it is.
+          folder: where it is; by default the starter.
           levels: how many levels to write, the coarse ones; all if None.
 
         Raises:
           UserError: a file is missing or damaged, or they do not fit.
         """
-        folder = Path(folder)
+        folder = Path(folder or STARTER)
         for name in (CONFIG, WEIGHTS):
             if not (folder / name).exists():
                 raise UserError(f"no codec in {folder}: {name} is missing", _REMEDY)
@@ -276,15 +280,23 @@ class FrameCodec(Codec):
           codes: int32 [B, n / hop, K], and the state for the next step.
 
         Raises:
-          ValueError: `n` is not a whole number of frames.
+          ValueError: `n` is not a whole number of frames, or another shape or type.
+          UserError: samples that are not finite or far too loud.
         """
+        check_chunk(audio, len(state.audio))
+        audio = own(audio, jnp.float32)
         if audio.shape[1] % self.frame or not audio.shape[1]:
             raise ValueError(f"a chunk is whole frames of {self.frame}, got {audio.shape[1]}")
-        return self._encode_step(state, own(audio, jnp.float32))
+        return self._encode_step(state, audio)
 
     def decode_step(self, state: StreamState, codes: jax.Array) -> tuple[jax.Array, StreamState]:
         """Codes int [B, T, K'] of the next frames -> float32 [B, T * hop] that end `delay` samples
-        before these frames do, and the state for the next step."""
+        before these frames do, and the state for the next step.
+
+        Raises:
+          ValueError: shapes, types or levels that do not fit, or codes out of range.
+        """
+        check_chunk_codes(codes, len(state.audio), self.spec.vocab)
         return self._decode_step(state, own(codes, jnp.int32))
 
     def flush(self, state: StreamState) -> jax.Array:

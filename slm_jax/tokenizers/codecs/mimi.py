@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from slm_jax.interop import codec_names
 from slm_jax.interop import codecs as checkpoints
 from slm_jax.nn.attention import MaskSpec, attention
 from slm_jax.nn.codec_conv import CodecConv, CodecTranspose, causal
-from slm_jax.nn.layers import LayerNorm, Linear, scan_layers, stack
+from slm_jax.nn.layers import LayerNorm, Linear
 from slm_jax.nn.rope import inverse_frequencies, rotate
 from slm_jax.nn.streaming import Run
 from slm_jax.tokenizers.codecs.codec import build, choose_levels, codec_spec
@@ -68,11 +68,10 @@ class MimiConfig:
 
 
 class Cache(NamedTuple):
-    """Keys and values [L, B, window - 1, Hkv, h] of the latents before, and how many those were
-    in all, int []."""
+    """Keys and values [B, window - 1, Hkv, h] of the latents before, for each layer, and how many
+    those were in all, int []."""
 
-    k: jax.Array
-    v: jax.Array
+    layers: list[tuple[jax.Array, jax.Array]]
     position: jax.Array
 
 
@@ -98,10 +97,14 @@ class TransformerLayer(nnx.Module):
 
 
 class Transformer(nnx.Module):
-    """Causal transformer with a sliding window: [B, T, D] -> [B, T, D]. A `streaming.Layer`."""
+    """Causal transformer with a sliding window: [B, T, D] -> [B, T, D]. A `streaming.Layer`.
+
+    Layers are not stacked: XLA:CPU would copy each one's weights out of the stack at every step of
+    a stream, which takes longer than to read them.
+    """
 
     def __init__(self, config: MimiConfig, rngs: nnx.Rngs):
-        self.layers = stack(lambda rngs: TransformerLayer(config, rngs), config.layers, rngs)
+        self.layers = nnx.List(TransformerLayer(config, rngs) for _ in range(config.layers))
         self.config = config
 
     def __call__(self, x: jax.Array, lengths: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -109,14 +112,17 @@ class Transformer(nnx.Module):
 
     def start(self, batch: int) -> Cache:
         config = self.config
-        shape = (config.layers, batch, config.window - 1, config.kv_heads, config.head_dim)
-        return Cache(jnp.zeros(shape), jnp.zeros(shape), jnp.zeros((), jnp.int32))
+        empty = jnp.zeros((batch, config.window - 1, config.kv_heads, config.head_dim))
+        return Cache([(empty, empty) for _ in self.layers], jnp.zeros((), jnp.int32))
 
     def step(self, x: jax.Array, state: Cache) -> tuple[jax.Array, Cache]:
-        y, (k, v) = self._run(x, state)
-        return y, Cache(k, v, state.position + x.shape[1])
+        y, layers = self._run(x, state)
+        return y, Cache(layers, state.position + x.shape[1])
 
-    def _run(self, x: jax.Array, cache: Cache | None) -> tuple[jax.Array, Any]:
+    def _run(
+        self, x: jax.Array, cache: Cache | None
+    ) -> tuple[jax.Array, list[tuple[jax.Array, jax.Array]]]:
+        """x -> the same shape, and `Cache.layers` for the next step (empty without a cache)."""
         config, count = self.config, x.shape[1]
         start = 0 if cache is None else cache.position
         here = start + jnp.arange(count)[None]
@@ -127,23 +133,24 @@ class Transformer(nnx.Module):
         mask = MaskSpec(causal=True, window=config.window, q_positions=here, kv_positions=seen)
         frequencies = inverse_frequencies(config.head_dim, config.rope_theta, None)
 
-        def body(layer: TransformerLayer, x: jax.Array, past: Any) -> tuple[jax.Array, Any]:
+        after = []
+        for i, layer in enumerate(self.layers):
             h = layer.norm(x)
             q, k, v = (
                 project(h).reshape(*h.shape[:2], -1, config.head_dim)
                 for project in (layer.q, layer.k, layer.v)
             )
             q, k = rotate(q, here, frequencies), rotate(k, here, frequencies)
-            if past is not None:
-                k = jnp.concatenate([past[0], k], axis=1)
-                v = jnp.concatenate([past[1], v], axis=1)
+            if cache is not None:
+                k, v = (
+                    jnp.concatenate(pair, axis=1)
+                    for pair in zip(cache.layers[i], (k, v), strict=True)
+                )
             mixed = attention(q, k, v, mask)
             x += layer.o(mixed.reshape(*h.shape[:2], -1)) * layer.scale[...]
             x += layer.mlp(x) * layer.mlp_scale[...]
-            return x, None if past is None else (k[:, count:], v[:, count:])
-
-        past = None if cache is None else (cache.k, cache.v)
-        return scan_layers(self.layers, body, x, past)
+            after.append((k[:, count:], v[:, count:]))
+        return x, after
 
 
 class MimiNetwork(StreamingNetwork):

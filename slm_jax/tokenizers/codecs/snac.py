@@ -18,11 +18,12 @@ from flax import nnx
 from slm_jax.interop import codec_names
 from slm_jax.interop import codecs as checkpoints
 from slm_jax.nn.attention import MaskSpec, attention
-from slm_jax.nn.codec_conv import Snake
+from slm_jax.nn.codec_conv import Snake, Span
 from slm_jax.nn.layers import LayerNorm, Linear
 from slm_jax.nn.rope import inverse_frequencies, rotate
 from slm_jax.nn.streaming import Rows, Run
-from slm_jax.tokenizers.codecs.codec import Codec, build, codec_spec, keep, whole_frames
+from slm_jax.tokenizers.chunked import Blocks, reach
+from slm_jax.tokenizers.codecs.codec import Codec, build, codec_spec, keep, own, whole_frames
 from slm_jax.tokenizers.codecs.rvq import FactorisedCodebooks
 from slm_jax.tokenizers.codecs.snake_net import DownStage, UpStage, wide_conv
 
@@ -103,6 +104,10 @@ class LocalAttention(nnx.Module):
         q, k = rotate(q, positions, frequencies), rotate(k, positions, frequencies)
         return x + self.out(attention(q, k, v, MaskSpec()).reshape(x.shape))
 
+    def field(self, first: int, last: int) -> Span:
+        """The positions that positions first to last depend on."""
+        return Span(first - first % self.window, last + -(last + 1) % self.window)
+
 
 class Noise(nnx.Module):
     """x + (x kernel) * noise, with one noise for all channels and rows."""
@@ -111,13 +116,15 @@ class Noise(nnx.Module):
         self.linear = Linear(width, width, rngs=rngs)
         self.stage = stage
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return x + self.linear(x) * decoder_noise(self.stage, x.shape[1])[:, None]
+    def __call__(self, x: jax.Array, start: jax.Array | int) -> jax.Array:
+        return x + self.linear(x) * decoder_noise(self.stage, x.shape[1], start)[:, None]
 
 
-def decoder_noise(stage: int, count: int) -> jax.Array:
-    """The Gaussian noise [count] of a decoder's stage; a longer one begins with the shorter."""
-    return jax.random.normal(jax.random.key(stage), (count,))
+def decoder_noise(stage: int, count: int, start: jax.Array | int = 0) -> jax.Array:
+    """The Gaussian noise [count] of a decoder's stage from position `start` of a row on: a function
+    of the position, so that any part of a row gets its own."""
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(stage), start + jnp.arange(count))
+    return jax.vmap(jax.random.normal)(keys)
 
 
 class SnacEncoder(nnx.Module):
@@ -141,14 +148,14 @@ class SnacEncoder(nnx.Module):
             x = self.attention(x)
         return run(self.last, x)
 
-    def last_sample(self, latent: int) -> int:
-        """The last sample that a latent depends on."""
-        at = self.last.last_input(latent)
+    def field(self, first: int, last: int) -> Span:
+        """The samples that latents first to last depend on."""
+        span = self.last.field(first, last)
         if self.attention is not None:
-            at += -(at + 1) % self.attention.window
+            span = self.attention.field(*span)
         for stage in reversed(self.stages):
-            at = stage.last_input(at)
-        return self.first.last_input(at)
+            span = stage.field(*span)
+        return self.first.field(*span)
 
 
 class SnacDecoder(nnx.Module):
@@ -176,15 +183,26 @@ class SnacDecoder(nnx.Module):
         self.snake = Snake(width // 2**stages)
         self.last = wide_conv(width // 2**stages, 1, rngs=rngs)
 
-    def __call__(self, latents: jax.Array, run: Run) -> jax.Array:
+    def __call__(self, latents: jax.Array, run: Run, start: jax.Array | int) -> jax.Array:
+        """Latents, the first of which is latent `start` of its row."""
         x = run(self.first, latents)
         if self.widen is not None:
             x = run(self.widen, x)
         if self.attention is not None:
             x = self.attention(x)
         for stage in self.stages:
-            x = stage(x, run)
+            start *= stage.up.stride
+            x = stage(x, run, start)
         return jnp.tanh(run(self.last, self.snake(x)))
+
+    def field(self, first: int, last: int) -> Span:
+        """The latents that samples first to last depend on."""
+        span = self.last.field(first, last)
+        for stage in reversed(self.stages):
+            span = stage.field(*span)
+        if self.attention is not None:
+            span = self.attention.field(*span)
+        return self.first.field(*span)
 
 
 class SnacNetwork(nnx.Module):
@@ -207,11 +225,12 @@ class SnacNetwork(nnx.Module):
         frames = lengths // config.frame
         return keep(join_levels(codes), frames), frames
 
-    def decode(self, codes: jax.Array, frames: jax.Array) -> jax.Array:
-        """See `Codec.decode`."""
-        rows = Rows(frames * self.config.strides[0])
+    def decode(self, codes: jax.Array, frames: jax.Array, start: jax.Array | int = 0) -> jax.Array:
+        """See `Codec.decode`, and `Snac.decode_at`."""
+        slowest = self.config.strides[0]
+        rows = Rows(frames * slowest)
         latents = self.quantizer.decode(split_levels(codes, self.config.counts))
-        return keep(self.decoder(latents, rows)[..., 0], rows.lengths)
+        return keep(self.decoder(latents, rows, start * slowest)[..., 0], rows.lengths)
 
 
 class Snac(Codec):
@@ -222,21 +241,33 @@ class Snac(Codec):
 
     Attributes:
       counts: codes of each level in one frame; (1, 2, 4) in the published model for 24 kHz.
+      blocks: of as many frames as attention needs, for streams (`tokenizers.chunked`).
     """
 
     def __init__(self, network: SnacNetwork):
         config = network.config
         ends = range(config.strides[0] - 1, config.block, config.strides[0])
-        samples = [network.encoder.last_sample(end) + 1 - (end + 1) * config.hop for end in ends]
+        ahead = [network.encoder.field(end, end).last + 1 - (end + 1) * config.hop for end in ends]
+        samples, count = config.block * config.hop, config.block // config.strides[0]
+        heard = reach(network.encoder.field(0, config.block - 1), samples)
+        latents = reach(network.decoder.field(0, samples - 1), config.block)
+        before, after = (part // config.strides[0] for part in latents)
+        self.blocks = Blocks(samples, count, heard, (before, after))
         spec = codec_spec(
             "snac",
             network,
             (config.codes,) * sum(config.counts),
             config.sample_rate / config.frame,
-            lookahead=max(samples) / config.sample_rate,
+            lookahead=max(ahead) / config.sample_rate,
         )
         super().__init__(network, spec, config.sample_rate)
-        self.counts = config.counts
+        self.counts, self.fewest = config.counts, spec.levels
+
+    def decode_at(self, codes: jax.Array, frames: jax.Array, start: int) -> jax.Array:
+        """`decode` of rows cut out of longer ones, where they begin at frame `start`: the decoder's
+        noise is that of the place."""
+        self.check_codes(codes, frames)
+        return self._decode(*(own(x, jnp.int32) for x in (codes, frames, start)))
 
     @classmethod
     def load(cls, folder: Path | str) -> Snac:

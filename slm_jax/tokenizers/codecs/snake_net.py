@@ -4,10 +4,12 @@ a strided convolution (Kumar et al. 2023, arXiv 2306.06546 §3.1). Not causal; z
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 from flax import nnx
 
-from slm_jax.nn.codec_conv import CodecConv, CodecTranspose, Snake, symmetric
+from slm_jax.nn.codec_conv import CodecConv, CodecTranspose, Snake, Span, symmetric
 from slm_jax.nn.streaming import Run
 
 _KERNEL = 7
@@ -58,12 +60,9 @@ class DownStage(nnx.Module):
             x = unit(x, run)
         return run(self.down, self.snake(x))
 
-    def last_input(self, output: int) -> int:
-        """The last input position that an output position depends on."""
-        at = self.down.last_input(output)
-        for unit in self.units:  # the order does not matter: none of them has a stride
-            at = unit.conv1.last_input(at)
-        return at
+    def field(self, first: int, last: int) -> Span:
+        """The input positions that output positions first to last depend on."""
+        return _units_field(self.units, self.down.field(first, last))
 
 
 class UpStage(nnx.Module):
@@ -91,13 +90,24 @@ class UpStage(nnx.Module):
         self.after = after
         self.units = _units(width // 2, depthwise, rngs)
 
-    def __call__(self, x: jax.Array, run: Run) -> jax.Array:
+    def __call__(self, x: jax.Array, run: Run, *after: Any) -> jax.Array:
+        """`after`: further arguments of the layer of that name."""
         x = run(self.up, self.snake(x))
         if self.after is not None:
-            x = self.after(x)
+            x = self.after(x, *after)
         for unit in self.units:
             x = unit(x, run)
         return x
+
+    def field(self, first: int, last: int) -> Span:
+        """The input positions that output positions first to last depend on."""
+        return self.up.field(*_units_field(self.units, Span(first, last)))
+
+
+def _units_field(units: nnx.List, span: Span) -> Span:
+    for unit in units:  # the order does not matter: none of them has a stride
+        span = unit.conv1.field(*span)
+    return span
 
 
 def _units(width: int, depthwise: bool, rngs: nnx.Rngs) -> nnx.List:

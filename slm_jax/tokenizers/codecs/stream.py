@@ -13,6 +13,7 @@ from flax import nnx
 from slm_jax.nn.streaming import Rows, Run, Stream
 from slm_jax.nn.tree import merge
 from slm_jax.streams import StreamSpec
+from slm_jax.tokenizers.checks import check_chunk, check_chunk_codes
 from slm_jax.tokenizers.codecs.codec import Codec, keep, own
 
 
@@ -73,11 +74,13 @@ class StreamState:
 
     Attributes:
       encoder, decoder: states of their layers, of the same shapes at every step.
+      batch: how many streams.
       may_encode, may_decode: whether a single frame may come next; only `first_frames` at first.
     """
 
     encoder: list[Any]
     decoder: list[Any]
+    batch: int = dataclasses.field(metadata={"static": True})
     may_encode: bool = dataclasses.field(metadata={"static": True})
     may_decode: bool = dataclasses.field(metadata={"static": True})
 
@@ -110,7 +113,8 @@ class StreamingCodec(Codec):
     def init_state(self, batch: int) -> StreamState:
         """State before the first chunk of `batch` streams."""
         single = self.first_frames == 1
-        return StreamState(*merge(self._graphdef, self._params).start(batch), single, single)
+        states = merge(self._graphdef, self._params).start(batch)
+        return StreamState(*states, batch, single, single)
 
     def encode_step(self, state: StreamState, audio: jax.Array) -> tuple[jax.Array, StreamState]:
         """Encodes the next chunk of every stream.
@@ -124,12 +128,16 @@ class StreamingCodec(Codec):
           state: for the next step; what of it belongs to decoding is as it was.
 
         Raises:
-          ValueError: `n` is not a whole number of frames, or too few to begin with.
+          ValueError: `n` is not a whole number of frames, or too few to begin with; another shape
+            or type.
+          UserError: samples that are not finite or far too loud.
         """
+        check_chunk(audio, state.batch)
+        audio = own(audio, jnp.float32)
         if audio.shape[1] % self.frame or not audio.shape[1]:
             raise ValueError(f"a chunk is whole frames of {self.frame}, got {audio.shape[1]}")
         self._check(state.may_encode, audio.shape[1] // self.frame)
-        codes, after = self._encode_step(state.encoder, own(audio, jnp.float32))
+        codes, after = self._encode_step(state.encoder, audio)
         return codes, dataclasses.replace(state, encoder=after, may_encode=True)
 
     def decode_step(self, state: StreamState, codes: jax.Array) -> tuple[jax.Array, StreamState]:
@@ -144,10 +152,12 @@ class StreamingCodec(Codec):
           state: for the next step; what of it belongs to encoding is as it was.
 
         Raises:
-          ValueError: T is too small to begin with.
+          ValueError: T is too small to begin with; another shape or type, or codes out of range.
         """
+        check_chunk_codes(codes, state.batch, self.spec.vocab)
+        codes = own(codes, jnp.int32)
         self._check(state.may_decode, codes.shape[1])
-        audio, after = self._decode_step(state.decoder, own(codes, jnp.int32))
+        audio, after = self._decode_step(state.decoder, codes)
         return audio, dataclasses.replace(state, decoder=after, may_decode=True)
 
     def _check(self, begun: bool, frames: int) -> None:

@@ -1,0 +1,23 @@
+"""All kinds of codecs, by the name that files and flags call them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from slm_jax.tokenizers.codecs.codec import Codec
+from slm_jax.tokenizers.codecs.dac import Dac
+from slm_jax.tokenizers.codecs.encodec import Encodec
+from slm_jax.tokenizers.codecs.encodec_chunked import EncodecChunked
+from slm_jax.tokenizers.codecs.frame_codec import FrameCodec
+from slm_jax.tokenizers.codecs.mimi import Mimi
+from slm_jax.tokenizers.codecs.snac import Snac
+
+CODECS: Mapping[str, Callable[[Path], Codec]] = {
+    "codec": FrameCodec.load,
+    "mimi": Mimi.load,
+    "encodec": Encodec.load,
+    "encodec_48khz": EncodecChunked.load,
+    "dac": Dac.load,
+    "snac": Snac.load,
+}
