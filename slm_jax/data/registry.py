@@ -115,14 +115,15 @@ def get(name: str) -> DatasetSpec:
     raise _unknown("dataset", name, known)
 
 
-def open_recordings(names: Sequence[str]) -> tuple[list[schema.Record], list[schema.Record]]:
-    """Records with "audio" of datasets: of the train splits, those of a dataset named n times n
-    times, and of the validation splits, once each.
+def open_recordings(
+    names: Sequence[str], streams: tuple[str, ...] = (schema.AUDIO,)
+) -> tuple[list[schema.Record], list[schema.Record]]:
+    """Records with these streams of datasets: of the train splits, those of a dataset named n times
+    n times, and of the validation splits, once each.
 
     Raises:
-      UserError: a dataset is not there, or has no "audio".
+      UserError: a dataset is not there, or lacks a stream.
     """
-    streams = (schema.AUDIO,)
     opened = {name: get(name).open(streams) for name in dict.fromkeys(names)}
     train = [record for name in names for record in opened[name].split("train", streams)]
     held_out = [r for one in opened.values() for r in one.split("validation", streams)]
@@ -159,7 +160,7 @@ register(
     DatasetSpec(
         "prompts",
         "prompts",
-        (schema.WORDS, schema.AUDIO, _TEXT, "taste", "speaker"),
+        (schema.WORDS, schema.AUDIO, _TEXT, "taste", "speaker", "codec", "units"),
         _COMMAND.format("prompts"),
     ),
 )

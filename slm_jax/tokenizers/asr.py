@@ -186,7 +186,7 @@ class Asr:
         self, batch: list[_Piece], encoded: jax.Array, prompt: tuple[int, ...]
     ) -> list[str]:
         idle = np.arange(len(encoded)) >= len(batch)
-        ids = _greedy(self._graphdef, self._params, encoded, idle, prompt, self._text.end)
+        ids = greedy(self._graphdef, self._params, encoded, idle, prompt, self._text.end)
         return [self._text.decode(row) for row in np.asarray(ids)[: len(batch)].tolist()]
 
     def _place(
@@ -250,7 +250,7 @@ def _encode(graphdef: Any, params: Any, audio: jax.Array) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4, 5))
-def _greedy(
+def greedy(
     graphdef: Any,
     params: Any,
     encoded: jax.Array,
@@ -260,6 +260,7 @@ def _greedy(
 ) -> jax.Array:
     """The likeliest id at each step, until <|endoftext|>: int32 [B, limit], filled up with it.
 
+    `graphdef` and `params` are those of a Whisper, or of what has its `config` and `decoder`.
     Suppressed are the checkpoint's `suppress_ids`, its `suppress_ids_begin` at the first step
     (openai/whisper's SuppressTokens and SuppressBlank), and everything after <|endoftext|>. Rows
     that are `idle` write nothing.

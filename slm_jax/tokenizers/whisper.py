@@ -139,6 +139,14 @@ class Layer(nnx.Module):
         self.up = Linear(width, config.mlp_width, bias=True, rngs=rngs)
         self.down = Linear(config.mlp_width, width, bias=True, axes=("mlp", "embed"), rngs=rngs)
 
+    def hear(self, x: jax.Array) -> jax.Array:
+        """An encoder's layer, [B, T, D] -> [B, T, D]: every frame sees every other."""
+        h = self.self_norm(x)
+        q = self.self_attention.queries(h)
+        k, v = self.self_attention.keys_values(h)
+        x += self.self_attention.output(q, k, v, MaskSpec())
+        return x + self.mlp(x)
+
     def mlp(self, x: jax.Array) -> jax.Array:
         return self.down(jax.nn.gelu(self.up(self.mlp_norm(x)), approximate=False))
 
@@ -178,11 +186,7 @@ class Encoder(nnx.Module):
         x += sinusoids(AUDIO_CONTEXT, self.config.width)[:frames].astype(x.dtype)
 
         def body(layer: Layer, x: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
-            h = layer.self_norm(x)
-            q = layer.self_attention.queries(h)
-            k, v = layer.self_attention.keys_values(h)
-            x += layer.self_attention.output(q, k, v, MaskSpec())
-            x += layer.mlp(x)
+            x = layer.hear(x)
             return x, x
 
         last, layers = scan_layers(self.layers, body, x)

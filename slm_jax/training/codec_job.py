@@ -26,6 +26,7 @@ from slm_jax.tokenizers.codecs.frame_codec import (
 )
 from slm_jax.tokenizers.vocoder import spectral_losses
 from slm_jax.training.adversarial import Adversary, train_adversarially
+from slm_jax.training.codec_teacher import Distillation, Teacher, without_map
 from slm_jax.training.fit import FitConfig, fit
 
 DECODER = ("spread", "spread_norm", "decoder", "decoder_norm", "speak")
@@ -46,6 +47,7 @@ class CodecTraining:
       peak_lr: of the first two stages, which share one cosine.
       dropout_levels: probability that a step uses only the coarse part of the levels.
       commitment: weight of its loss; the spectral ones have 1.
+      teacher: of the first level's latents, in the first two stages; nobody by default.
       adversary: of the last stage.
     """
 
@@ -57,6 +59,7 @@ class CodecTraining:
     peak_lr: float = 1e-3
     dropout_levels: float = 0.3
     commitment: float = 0.25
+    teacher: Teacher = Teacher()
     adversary: Adversary = Adversary()
     seed: int = 0
 
@@ -164,30 +167,35 @@ def _learn_codes(
         optax.clip_by_global_norm(5.0), optax.adamw(rate, b1=0.8, b2=0.99, weight_decay=0.01)
     )
 
-    def losses(params, books, audio, quantized, used):
-        network = merge(graphdef, params | {"codebooks": books})
+    distillation = Distillation(training.teacher, training.frames, model.hop)
+    weights = {"commitment": training.commitment, "teacher": training.teacher.weight}
+
+    def losses(params, books, audio, features, quantized, used):
+        network = merge(graphdef, without_map(params) | {"codebooks": books})
         frames = jnp.full(len(audio), audio.shape[1] // model.hop)
         latents = network.latents(audio, frames)
         q = rvq(books, latents, jnp.ones(latents.shape[:2]), used)
         said = network.sound(quantized * q.latents + (1 - quantized) * latents, frames)
         named = spectral_losses(said, audio, model.sample_rate)
-        return named | {"commitment": quantized * q.commitment}, latents, said
+        named |= {"commitment": quantized * q.commitment}
+        first = latents + quantized * jax.lax.stop_gradient(books[0][q.codes[..., 0]] - latents)
+        return named | distillation.losses(params, first, features), latents, said
 
-    def total(params, books, audio, quantized, used):
-        named, latents, _ = losses(params, books, audio, quantized, used)
-        lost = sum(named.values()) + (training.commitment - 1) * named["commitment"]
+    def total(params, *inputs):
+        named, latents, _ = losses(params, *inputs)
+        lost = sum(weights.get(name, 1.0) * value for name, value in named.items())
         return lost, (named, latents)
 
     @jax.jit
     def step(state, inputs, key):
-        audio, quantized = inputs
+        audio, features, quantized = inputs
         coin, draw, pick = jax.random.split(key, 3)
         fewer = jax.random.randint(draw, (), 1, model.rvq.levels + 1)
         coarse = jax.random.uniform(coin) < training.dropout_levels
         used = jnp.where(coarse, fewer, model.rvq.levels)
         books = state["quantizer"]["codebooks"]
         grads, (named, latents) = jax.grad(total, has_aux=True)(
-            state["params"], books, audio, quantized, used
+            state["params"], books, audio, features, quantized, used
         )
         updates, opt = optimizer.update(grads, state["opt"], state["params"])
         moved = rvq_ema(state["quantizer"], model.rvq, latents, jnp.ones(latents.shape[:2]), pick)
@@ -198,36 +206,41 @@ def _learn_codes(
         return {"params": params, "opt": opt, "quantizer": quantizer}, named
 
     @jax.jit
-    def judged(state, audio, quantized):
+    def judged(state, audio, features, quantized):
         books = state["quantizer"]["codebooks"]
-        return losses(state["params"], books, audio, quantized, model.rvq.levels)[::2]
+        return losses(state["params"], books, audio, features, quantized, model.rvq.levels)[::2]
 
     def stage(name: str, schedule: FitConfig, state: dict[str, Any], quantized: float):
         on = np.float32(quantized)
 
+        def inputs(drawn: Callable[[int], np.ndarray], at: int):
+            audio = drawn(at)
+            return audio, distillation.features(audio), on
+
         def judge(state: dict[str, Any]) -> dict[str, float]:
-            found = [jax.device_get(judged(state, test(at), on)[0]) for at in range(_JUDGED)]
+            found = [jax.device_get(judged(state, *inputs(test, at))[0]) for at in range(_JUDGED)]
             return {key: float(np.mean([one[key] for one in found])) for key in found[0]}
 
         def listen(state: dict[str, Any]) -> np.ndarray:
-            return np.concatenate(judged(state, drawn(0), on)[1])
+            return np.concatenate(judged(state, *inputs(drawn, 0))[1])
 
         def batch_at(at: int):
-            return drawn(at), on
+            return inputs(drawn, at)
 
         seed = training.seed + int(quantized)
         asked = judge if test else None
         return fit(job.run_dir, name, schedule, state, step, batch_at, seed, listen, asked)
 
+    params = params | distillation.start(model.rvq.width, training.seed)
     state: dict[str, Any] = {
         "params": params,
         "opt": optimizer.init(params),
         "quantizer": rvq_init(model.rvq),
     }
     state = stage("plain", training.plain, state, 0.0)
-    state["quantizer"] = _start_codebooks(job, graphdef, state["params"], drawn)
+    state["quantizer"] = _start_codebooks(job, graphdef, without_map(state["params"]), drawn)
     state = stage("codes", training.codes, state, 1.0)
-    return dict(state["params"]), jnp.asarray(state["quantizer"]["codebooks"])
+    return without_map(state["params"]), jnp.asarray(state["quantizer"]["codebooks"])
 
 
 def _start_codebooks(
