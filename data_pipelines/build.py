@@ -1,4 +1,4 @@
-"""Builds datasets: fetch, ingest, words, text ids, TASTE tokens.
+"""Builds datasets: fetch, ingest, words, text ids, tokens of speech tokenizers.
 
     python -m data_pipelines.build prompts              # the embedded speech corpus
     python -m data_pipelines.build text                 # the embedded text corpus
@@ -25,8 +25,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeAlias, get_args, get_type_hints
 
-from data_pipelines import corpora, fetch, quarantine, report, text_corpus, tokens
-from data_pipelines.build_config import Corpus, DatasetBuildConfig, TextBuildConfig
+from data_pipelines import corpora, families, fetch, quarantine, report, text_corpus, tokens
+from data_pipelines.build_config import (
+    SPEECH_KINDS,
+    Corpus,
+    DatasetBuildConfig,
+    TextBuildConfig,
+    kind_of,
+)
 from data_pipelines.ingest import Limits, ingest, rejections
 from data_pipelines.publish import publish
 from data_pipelines.transcribe import transcribe
@@ -36,7 +42,7 @@ from slm_jax.errors import UserError, run_main
 from slm_jax.streams import fingerprint
 from slm_jax.tokenizers.asr import Asr
 from slm_jax.tokenizers.segmenters import segmenter_for
-from slm_jax.tokenizers.taste import Taste, taste_fingerprint
+from slm_jax.tokenizers.taste import Taste
 from slm_jax.tokenizers.text import TextTokenizer
 
 BuildConfig: TypeAlias = DatasetBuildConfig | TextBuildConfig
@@ -80,33 +86,19 @@ def ensure_dataset(cfg: BuildConfig) -> Path:
       The dataset's folder.
 
     Raises:
-      UserError: the corpus is missing or unusable, the folder holds another dataset, a download
-        failed, the disk is full. What is finished stays.
+      UserError: the corpus is missing or unusable, the folder holds another dataset or a stream of
+        other weights, a download failed, the disk is full. What is finished stays.
     """
     root = cfg.root
     _check_identity(root, cfg)
-    _check_taste(cfg)
+    if isinstance(cfg, DatasetBuildConfig):
+        families.check(cfg)
     if missing_parts(cfg):
         with _locked(root):
             _build(cfg)
     if isinstance(cfg, DatasetBuildConfig) and cfg.wer and "wer" not in report.read(root):
         _word_error_rate(cfg)
     return root
-
-
-def _check_taste(cfg: BuildConfig) -> None:
-    """Refuses codes of other TASTE weights: two tokenizers never mix in one run."""
-    if not isinstance(cfg, DatasetBuildConfig) or "taste" in missing_parts(cfg):
-        return
-    if "taste" not in cfg.families:
-        return
-    made = manifest.load_manifest(cfg.root).families["taste"].spec.fingerprint
-    wanted = taste_fingerprint(cfg.taste)
-    if made != wanted:
-        raise UserError(
-            f"the TASTE codes of {cfg.root} were made by tokenizer {made}, not by {wanted}",
-            f"delete {cfg.root} to build it again, or give the dataset another name",
-        )
 
 
 def _build(cfg: BuildConfig) -> None:
@@ -208,11 +200,17 @@ def _families(cfg: BuildConfig, stages: report.Stages) -> None:
             with stages.timed(family):
                 tokenizer = TextTokenizer.load(fetch.locate(cfg.text_tokenizer))
                 tokens.add_text(cfg.root, family, tokenizer)
-    if isinstance(cfg, DatasetBuildConfig) and {"taste", "speaker"} & set(missing):
+    if not isinstance(cfg, DatasetBuildConfig):
+        return
+    if {"taste", "speaker"} & set(missing):
         with stages.timed("taste"):
             assets = fetch.locate(cfg.asr), fetch.locate(cfg.pronunciations)
             taste = Taste.load(*assets, cfg.taste or None)
             tokens.add_taste(cfg.root, taste)
+    for family in missing:
+        if kind_of(family) in SPEECH_KINDS:
+            with stages.timed(family):
+                tokens.add_codes(cfg.root, family, families.load(cfg, family))
 
 
 def _word_error_rate(cfg: DatasetBuildConfig) -> None:

@@ -10,11 +10,14 @@ from slm_jax.paths import cache_dir
 
 Corpus = Literal["asterisk", "librispeech", "libritts", "ljspeech", "jsonl", "folder"]
 Decoder = Literal["auto", "soundfile", "pyav", "tfio"]
+UNITS = "units"
+# Kinds of families that tokenizers make from audio alone; the first two have starter weights.
+SPEECH_KINDS = ("codec", UNITS, "asr_units", "mimi", "encodec", "encodec_48khz", "dac", "snac")
 
 
 @dataclasses.dataclass(frozen=True)
 class DatasetBuildConfig:
-    """A speech dataset with audio, words, text ids and TASTE tokens.
+    """A speech dataset with audio, words, text ids and the tokens of several tokenizers.
 
     The defaults are the embedded corpus: 25 minutes of real prompts, with their transcripts.
 
@@ -33,7 +36,10 @@ class DatasetBuildConfig:
       pronunciations: dictionary that TASTE reads by: "pronunciations" (fetched) or a file.
       taste: folder of TASTE weights, empty for the starter weights.
       families: what the dataset must have beside "words" and "audio": "text-<name>" for the ids of
-        `text_tokenizer`, "taste", "speaker".
+        `text_tokenizer`, "taste", "speaker", "codec" (our codec), "units" (k-means units).
+      tokenizers: further families with weights of your own, "FAMILY=DIR". A family is a kind, or
+        a kind, "-" and a name: codec, units (of data_pipelines.fit_units), asr_units (within
+        `asr`), mimi, encodec, encodec_48khz, dac, snac; "codec=DIR" replaces the starter.
       records_per_shard: most records in one file.
       asr_batch_size: recordings that the ASR hears at once.
       workers: processes that decode; 0 for one a core.
@@ -55,7 +61,8 @@ class DatasetBuildConfig:
     text_tokenizer: str = "smollm2"
     pronunciations: str = "pronunciations"
     taste: str = ""
-    families: tuple[str, ...] = ("text-smollm2", "taste", "speaker")
+    families: tuple[str, ...] = ("text-smollm2", "taste", "speaker", "codec", "units")
+    tokenizers: tuple[str, ...] = ()
     records_per_shard: int = 10_000
     asr_batch_size: int = 8
     workers: int = 0
@@ -64,8 +71,19 @@ class DatasetBuildConfig:
     def __post_init__(self) -> None:
         _check_name(self.name)
         for family in self.families:
-            if family not in ("taste", "speaker") and not family.startswith("text-"):
-                raise ValueError(f"families: {family!r} is none of text-<name>, taste, speaker")
+            known = family in ("taste", "speaker", "codec", UNITS) or family.startswith("text-")
+            if not known and family not in self._folders:
+                raise ValueError(
+                    f"families: {family!r} is none of text-<name>, taste, speaker, codec, units; "
+                    "other tokenizers stand in `tokenizers`, with their folders"
+                )
+        for given in self.tokenizers:
+            family, folder = (*given.split("=", 1), "")[:2]
+            if kind_of(family) not in SPEECH_KINDS or not folder or "/" in family:
+                raise ValueError(
+                    f"tokenizers: {given!r} is not FAMILY=DIR with a family of "
+                    f"{', '.join(SPEECH_KINDS)}, or KIND-NAME"
+                )
         if not 0 < self.min_seconds < self.max_seconds <= 30:
             raise ValueError("max_seconds must lie between min_seconds and 30")
         for field in ("records_per_shard", "asr_batch_size"):
@@ -84,7 +102,16 @@ class DatasetBuildConfig:
     @property
     def parts(self) -> tuple[str, ...]:
         """All families."""
-        return ("words", "audio", *self.families)
+        return tuple(dict.fromkeys(("words", "audio", *self.families, *self._folders)))
+
+    def folder(self, family: str) -> Path | None:
+        """The weights of the tokenizer of a family; None for the starter's."""
+        folder = self._folders.get(family)
+        return Path(folder).expanduser() if folder else None
+
+    @property
+    def _folders(self) -> dict[str, str]:
+        return dict(given.split("=", 1) for given in self.tokenizers if "=" in given)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +156,11 @@ class TextBuildConfig:
     def parts(self) -> tuple[str, ...]:
         """All families."""
         return ("words", *self.families)
+
+
+def kind_of(family: str) -> str:
+    """The kind of tokenizer that makes a family: "units" of "units-hubert"."""
+    return family.partition("-")[0]
 
 
 def _check_name(name: str) -> None:

@@ -1,4 +1,4 @@
-"""Derived stream families: text-LLM ids, TASTE tokens, speaker vectors.
+"""Derived stream families: text-LLM ids, TASTE tokens, speaker vectors, codes of any tokenizer.
 
 Each shard of a family is computed from the same shard of "words" (and "audio") and appears
 atomically; shards that exist are kept. Nothing else in the dataset is touched, so a tokenizer can
@@ -7,6 +7,7 @@ be added at any time.
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,12 +17,18 @@ import numpy as np
 
 from data_pipelines.progress import Progress
 from slm_jax.audio import decode
+from slm_jax.audio.resample import resample
 from slm_jax.data import manifest, schema, shards
 from slm_jax.streams import WORD, StreamSpec
+from slm_jax.tokenizers.asr_units import AsrUnits
 from slm_jax.tokenizers.taste import Taste
+from slm_jax.tokenizers.taste_network import bucket
 from slm_jax.tokenizers.text import TextTokenizer, encode_words
+from slm_jax.tokenizers.tokenizer import Tokenizer
 
 GROUP = 32  # utterances handed over at a time: the step of the progress display
+BATCH = 8  # utterances of like length that a tokenizer gets; each shape of a batch is compiled
+SECONDS = 4  # that lengths of batches are multiples of
 Columns: TypeAlias = list[list[schema.StreamItem]]
 
 
@@ -68,10 +75,7 @@ def add_taste(root: Path, taste: Taste) -> None:
         audio = shards.ShardReader(root / schema.AUDIO / file)
         codes: dict[str, schema.StreamItem] = {}
         speakers: dict[str, schema.StreamItem] = {}
-        # Groups of like length carry little padding; the order of the shard is restored below.
-        order = sorted(range(len(utterances)), key=lambda row: utterances[row].duration)
-        for start in range(0, len(order), GROUP):
-            rows = order[start : start + GROUP]
+        for rows in _alike(utterances, GROUP):
             batch = [utterances[row] for row in rows]
             made = taste.encode(
                 [decode.load(audio.read(row)[1]) for row in rows], [list(u.words) for u in batch]
@@ -85,6 +89,41 @@ def add_taste(root: Path, taste: Taste) -> None:
         return [[codes[id] for id in ids], [speakers[id] for id in ids]]
 
     _add(root, [taste.spec, taste.speaker_spec], columns)
+
+
+def add_codes(root: Path, family: str, tokenizer: Tokenizer | AsrUnits) -> None:
+    """Adds the codes of a speech tokenizer on a rate of its own to a dataset with audio.
+
+    Raises:
+      UserError: the dataset has a family of this name from other weights.
+    """
+
+    def columns(file: str, progress: Progress) -> Columns:
+        utterances = _utterances(root, file)
+        audio = shards.ShardReader(root / schema.AUDIO / file)
+        items: dict[int, schema.StreamItem] = {}
+        for rows in _alike(utterances, BATCH):
+            heard = [decode.load(audio.read(row)[1]) for row in rows]
+            heard = [resample(x, schema.AUDIO_RATE, tokenizer.sample_rate) for x in heard]
+            lengths = np.zeros(BATCH, np.int32)
+            lengths[: len(heard)] = [len(x) for x in heard]
+            padded = bucket(lengths.max(), SECONDS * tokenizer.sample_rate)
+            batch = np.zeros((BATCH, padded), np.float32)
+            for into, x in zip(batch, heard, strict=False):
+                into[: len(x)] = x
+            codes, frames = (np.asarray(part) for part in tokenizer.encode(batch, lengths)[:2])
+            for i, row in enumerate(rows):
+                items[row] = schema.StreamItem(utterances[row].id, codes[i, : frames[i]])
+            progress.advance(len(rows), sum(utterances[row].duration for row in rows))
+        return [[items[row] for row in range(len(utterances))]]
+
+    _add(root, [dataclasses.replace(tokenizer.spec, name=family)], columns)
+
+
+def _alike(utterances: list[schema.Utterance], count: int) -> list[list[int]]:
+    """Rows in groups of `count` of like length, which carry little padding."""
+    order = sorted(range(len(utterances)), key=lambda row: utterances[row].duration)
+    return [order[start : start + count] for start in range(0, len(order), count)]
 
 
 def _add(root: Path, specs: list[StreamSpec], columns: Callable[[str, Progress], Columns]) -> None:
