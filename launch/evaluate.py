@@ -4,6 +4,7 @@ python launch/evaluate.py --run=runs/NAME [--report_only] [--beside=runs/OTHER .
 python launch/evaluate.py --suite=swap [--taste DIR] [--datasets NAME ...] [--pairs NAME ...]
 python launch/evaluate.py --suite=tokenizer [--taste DIR] [--datasets NAME ...] [--unheard NAME ...]
 python launch/evaluate.py --suite=tokenizers [--datasets NAME ...] [--codecs KIND=DIR ...]
+  [--units DIR ...] [--probes N]
 """
 
 from __future__ import annotations
@@ -30,6 +31,15 @@ from slm_jax.tokenizers.taste import Taste
 
 RUN = Path("runs") / "taste_pretrain"
 PAIRS = 60  # of each kind that the swap experiment takes
+GENDERS = {  # of the speakers that the pipelines know; one mixed of several voices has none
+    "asterisk-en": "female",
+    "en_US-joe-medium": "male",
+    "slt": "female",
+    "awb": "male",
+    "kal16": "male",
+    "rms": "male",
+    "jf_nezumi": "female",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -42,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         elif args.suite == "tokenizer":
             measure_tokenizer(args.run, args.taste, args.datasets, args.unheard, args.limit)
         elif args.suite == "tokenizers":
-            compare_tokenizers(args.run, args.taste, args.datasets, args.codecs, args.limit)
+            compare_tokenizers(args)
         else:
             measure(args.run)
     if args.beside:
@@ -90,28 +100,25 @@ def measure_tokenizer(
     )
 
 
-def compare_tokenizers(
-    run: Path,
-    taste: Path | None,
-    datasets: Sequence[str],
-    codecs: Sequence[str],
-    limit: int | None,
-) -> None:
+def compare_tokenizers(args: argparse.Namespace) -> None:
     """All tokenizers that run here beside well-known codecs and damages, into RUN/tokenizers."""
     from slm_jax.evaluation.tokenizers import systems  # of extra `eval`
     from slm_jax.evaluation.tokenizers.suite import run_suite
 
     decode = DecodeJob()
     run_suite(
-        datasets,
-        [systems.parse_codec(one) for one in codecs],
-        run / "tokenizers",
-        taste=taste,
+        args.datasets,
+        [systems.parse_codec(one) for one in args.codecs],
+        dict(systems.load_units(one, fetch.locate) for one in args.units),
+        args.run / "tokenizers",
+        taste=args.taste,
         whisper=fetch.locate(decode.asr),
         pronunciations=fetch.locate(decode.pronunciations),
         speaker_encoder=fetch.speaker_encoder(),
         text_tokenizer=fetch.locate("smollm2"),
-        limit=limit,
+        limit=args.limit,
+        probes=args.probes,
+        genders=GENDERS | dict(args.genders),
     )
 
 
@@ -179,9 +186,24 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     speech.add_argument("--unheard", default=[], help=unheard, **names)
     kinds = "tokenizers: codecs with weights of your own, as mimi=DIR"
     speech.add_argument("--codecs", default=[], help=kinds, nargs="+", metavar="KIND=DIR")
+    kinds = "tokenizers: folders of units that data_pipelines.fit_units wrote"
+    speech.add_argument("--units", default=[], help=kinds, nargs="+", type=Path, metavar="DIR")
+    learn = "tokenizers: train probes on the codes of N utterances of each train split"
+    speech.add_argument("--probes", type=int, metavar="N", help=learn)
+    labels = "tokenizers: genders of speakers of your own, as NAME=female, for a probe"
+    speech.add_argument(
+        "--genders", default=[], help=labels, nargs="+", metavar="NAME=GENDER", type=_pair
+    )
     most = f"swap: pairs of each kind (default {PAIRS}); tokenizer: utterances of each voice"
     speech.add_argument("--limit", type=int, metavar="N", help=most)
     return parser.parse_args(argv)
+
+
+def _pair(argument: str) -> tuple[str, str]:
+    name, separator, value = argument.rpartition("=")
+    if not (name and separator and value):
+        raise argparse.ArgumentTypeError(f"{argument!r} is not written NAME=VALUE")
+    return name, value
 
 
 if __name__ == "__main__":

@@ -110,7 +110,10 @@ class PocketSphinx:
             return []
         # The second pass finds the phones of the words that the first one has placed.
         self._aligner.set_alignment()
-        _process(self._aligner, audio)
+        try:
+            _process(self._aligner, audio)
+        except RuntimeError:  # it reached no end of the last phone
+            return []
         return [
             (phone.name, phone.start * FRAME, (phone.start + phone.duration) * FRAME)
             for word in self._aligner.get_alignment() or ()

@@ -68,7 +68,7 @@ class Verdicts:
         """A forced aligner."""
 
         def spans(clip: np.ndarray, words: Sequence[str]) -> list[Span]:
-            found = self._ask(_key("align", clip, words), lambda: align(clip, words))
+            found = self.ask(_key("align", clip, words), lambda: align(clip, words))
             return [None if span is None else (span[0], span[1]) for span in found]
 
         return spans
@@ -77,13 +77,14 @@ class Verdicts:
         self, embed: Callable[[np.ndarray], np.ndarray]
     ) -> Callable[[np.ndarray], np.ndarray]:
         """A speaker encoder."""
-        return lambda clip: np.array(self._ask(_key("voice", clip), lambda: embed(clip).tolist()))
+        return lambda clip: np.array(self.ask(_key("voice", clip), lambda: embed(clip).tolist()))
 
     def scoring(self, quality: Callable[[np.ndarray], float]) -> Callable[[np.ndarray], float]:
         """A judge of quality."""
-        return lambda clip: self._ask(_key("quality", clip), lambda: quality(clip))
+        return lambda clip: self.ask(_key("quality", clip), lambda: quality(clip))
 
-    def _ask(self, key: str, judge: Callable[[], Any]) -> Any:
+    def ask(self, key: str, judge: Callable[[], Any]) -> Any:
+        """What stands under the key, or what the judge now says; a value of JSON."""
         if key not in self._known:
             self._add(key, judge())
         return self._known[key]

@@ -6,10 +6,10 @@ import pytest
 pytest.importorskip("pystoi")
 
 from slm_jax.evaluation.stages import Stages
+from slm_jax.evaluation.tokenizers.corpus import Corpus
 from slm_jax.evaluation.tokenizers.resynthesis import (
     KINDS,
     Clip,
-    Corpus,
     Judges,
     equal_error_rate,
     listen_first,
@@ -31,7 +31,9 @@ CORPUS = Corpus(
     ids=list("abcd"),
     sets=["one", "one", "two", "two"],
     voices=["low", "high", "low", "high"],
+    languages=["en", "en", "cs", "en"],
     texts=["red dog", "red dog", None, "red dog"],
+    words=[()] * 4,
     audios=[voice(100, 0), voice(200, 1), voice(104, 2), voice(208, 3)],
 )
 

@@ -1,4 +1,4 @@
-"""tokenizers.json, .md and .html: the table of all tokenizers, curves over the rate, players."""
+"""tokenizers.json, .md and .html: the tables of all tokenizers, curves over the rate, players."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from typing import Any
 
 from slm_jax.evaluation import figures, page
 from slm_jax.evaluation.tokenizer_report import table
+from slm_jax.evaluation.tokenizers import code_report
+from slm_jax.evaluation.tokenizers.code_report import NONE, Table, figure
 from slm_jax.evaluation.tokenizers.published import CODEC_SUPERB_TINY_SPEECH
 
 JSON, MARKDOWN, HTML, CLIPS = "tokenizers.json", "tokenizers.md", "tokenizers.html", "clips"
 _TEMPLATE = Path(__file__).parents[1] / "report.html"
-_NONE = "–"
 
 # Metric -> its name, its format, and a factor.
 COLUMNS: Mapping[str, tuple[str, str, float]] = {
@@ -45,9 +46,11 @@ def write(folder: Path, result: Mapping[str, Any]) -> None:
 
     Args:
       folder: made if missing; its clips/ has the players' files.
-      result: {"protocol", "devices", "corpus": set -> {utterances, minutes}, "systems": name ->
-        what `resynthesise` returns, "statistics": name -> figures of the codes, "clips": [{"id",
-        "text", "system", "file"}]}, or as much of it as is known.
+      result: {"protocol", "devices", "corpus": set -> {utterances, minutes}, "unavailable":
+        metric -> why, "systems": name -> what `resynthesise` returns, "statistics": name ->
+        figures of the codes, "phones": {"protocol", "systems": name -> of `judge_units`},
+        "probes": of `run_probes`, "clips": [{"id", "text", "system", "file"}]}, or as much of it
+        as is known.
     """
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False)
@@ -65,23 +68,28 @@ def markdown(result: Mapping[str, Any]) -> str:
         "Means over datasets, word error over all English utterances together; brackets hold 95 % "
         "intervals."
     )
-    head, rows = _systems(result["systems"])
-    parts += ["## Resynthesis", table(head, rows)]
+    parts += ["## Resynthesis", table(*_systems(result["systems"])), _unavailable(result)]
     if result.get("statistics"):
         parts += ["## Codes", table(*_statistics(result["statistics"]))]
+    for one in _code_tables(result):
+        parts += [f"## {one.title}", one.text]
+        parts += [table(one.head, one.rows)] if one.rows else []
     parts += ["## Published, not measured here", table(*_published())]
-    return "\n\n".join([*parts, f"Protocol: {result['protocol']}"])
+    return "\n\n".join([*parts, *(f"Protocol: {text}" for text in _protocols(result))])
 
 
 def html(folder: Path, result: Mapping[str, Any]) -> str:
     """The page."""
     sections = {
         "Rate and quality": _curves(result["systems"]),
-        "Resynthesis": page.card(page.table(*_escaped(*_systems(result["systems"])))),
+        "Resynthesis": page.card(
+            page.table(*_escaped(*_systems(result["systems"]))) + f"<p>{_unavailable(result)}</p>"
+        ),
         "Codes": page.card(page.table(*_escaped(*_statistics(result.get("statistics", {}))))),
+        **{one.title: _code_table(one) for one in _code_tables(result)},
         "Listen": _players(folder, result.get("clips", [])),
         "Published, not measured here": page.card(page.table(*_escaped(*_published()))),
-        "Protocol": page.card(page.protocol(result["protocol"])),
+        "Protocol": page.card("".join(map(page.protocol, _protocols(result)))),
     }
     body = "\n".join(f"<section><h2>{t}</h2>\n{inner}\n</section>" for t, inner in sections.items())
     fields = {
@@ -110,11 +118,34 @@ def _systems(systems: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     rows = []
     for name, found in systems.items():
         rate, eer = found["bits_per_second"], found["eer"]
-        row = [name, _NONE if rate is None else f"{rate / 1000:.2f}"]
-        row += [_figure(found["mean"][metric], *form[1:]) for metric, form in COLUMNS.items()]
-        row += [_NONE if eer is None else f"{100 * eer:.1f}", str(found["failed"])]
+        row = [name, NONE if rate is None else f"{rate / 1000:.2f}"]
+        row += [figure(found["mean"][metric], *form[1:]) for metric, form in COLUMNS.items()]
+        row += [NONE if eer is None else f"{100 * eer:.1f}", str(found["failed"])]
         rows.append(row)
     return head, rows
+
+
+def _unavailable(result: Mapping[str, Any]) -> str:
+    found = result.get("unavailable", {})
+    return " ".join(
+        f"{metric.capitalize()}: not available, {why}." for metric, why in found.items()
+    )
+
+
+def _code_tables(result: Mapping[str, Any]) -> list[Table]:
+    tables = [code_report.phones(result["phones"])] if result.get("phones") else []
+    return tables + list(code_report.probes(result["probes"]) if result.get("probes") else ())
+
+
+def _code_table(one: Table) -> str:
+    shown = page.table(*_escaped(one.head, one.rows)) if one.rows else ""
+    return page.card(f"<p>{escape(one.text)}</p>{shown}")
+
+
+def _protocols(result: Mapping[str, Any]) -> list[str]:
+    """Of resynthesis, phones and probes, as far as they were measured."""
+    sections = (result, result.get("phones"), result.get("probes"))
+    return [section["protocol"] for section in sections if section]
 
 
 def _statistics(statistics: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -127,7 +158,7 @@ def _statistics(statistics: Mapping[str, Any]) -> tuple[list[str], list[list[str
         row.append(f"{found['entropy_bits_per_second']:.0f}")
         row.append(", ".join(f"{one['used']}/{one['vocab']}" for one in levels))
         row.append(", ".join(f"{one['perplexity']:.0f}" for one in levels))
-        row += [_figure(found[damage], ".1f", 100) for damage in ("noise", "gain")]
+        row += [figure(found[damage], ".1f", 100) for damage in ("noise", "gain")]
         rows.append(row)
     return head, rows
 
@@ -183,10 +214,3 @@ def _escaped(
     head: Sequence[str], rows: Sequence[Sequence[str]]
 ) -> tuple[list[str], list[list[str]]]:
     return [escape(cell) for cell in head], [[escape(cell) for cell in row] for row in rows]
-
-
-def _figure(figure: Mapping[str, float] | None, form: str, factor: float) -> str:
-    if figure is None:
-        return _NONE
-    value, low, high = (format(factor * figure[key], form) for key in ("value", "low", "high"))
-    return f"{value} ({low} to {high})"

@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from slm_jax.data.schema import AUDIO_RATE
 from slm_jax.evaluation import wer
 from slm_jax.evaluation.bootstrap import DRAWS, Figure, ratio
 from slm_jax.evaluation.scores import usable
 from slm_jax.evaluation.speakers import margins
 from slm_jax.evaluation.stages import Stages
 from slm_jax.evaluation.tokenizers import signal
+from slm_jax.evaluation.tokenizers.coders import Coded
+from slm_jax.evaluation.tokenizers.corpus import Corpus
 
 PROTOCOL = (
     "tokenizers-1: held-out utterances at 16 kHz through each system and back. A delay of at most "
@@ -35,6 +36,9 @@ PROTOCOL = (
 )
 MEANS = (*signal.METRICS, "speaker_cosine", "speaker_margin", "dnsmos")
 RATES = ("wer", "dwer")
+UNAVAILABLE = {
+    "emotion or style": "no classifier of either and no corpus with emotions could be had"
+}
 
 
 class Clip(NamedTuple):
@@ -43,37 +47,15 @@ class Clip(NamedTuple):
     Attributes:
       audio: float32 [n], 16 kHz mono.
       bits: that were sent; None where nothing is coded.
-      codes: int [T, K], where these are what was sent.
+      coded: codes, where these are what was sent.
     """
 
     audio: np.ndarray
     bits: float | None = None
-    codes: np.ndarray | None = None
+    coded: Coded | None = None
 
 
 System = Callable[[np.ndarray], Clip]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Corpus:
-    """What is spoken, one list entry an utterance.
-
-    Attributes:
-      sets: name of the dataset of each.
-      voices: who speaks.
-      texts: what is said, None where nobody knows or where it is not English.
-      audios: float32 [n], 16 kHz mono.
-    """
-
-    ids: list[str]
-    sets: list[str]
-    voices: list[str]
-    texts: list[str | None]
-    audios: list[np.ndarray]
-
-    @property
-    def seconds(self) -> float:
-        return sum(len(audio) for audio in self.audios) / AUDIO_RATE
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,86 +11,130 @@ import numpy as np
 import soundfile
 from rapidfuzz.distance import Levenshtein
 
-from slm_jax.audio.decode import load
-from slm_jax.data import registry
-from slm_jax.data.schema import AUDIO, AUDIO_RATE, WORDS
-from slm_jax.errors import UserError
+from slm_jax.data.schema import AUDIO_RATE
 from slm_jax.evaluation.bootstrap import ratio
 from slm_jax.evaluation.degrade import white_noise
+from slm_jax.evaluation.pocket import PocketSphinx
 from slm_jax.evaluation.quality import overall
-from slm_jax.evaluation.run import held_out_records
 from slm_jax.evaluation.speakers import SpeakerEncoder
 from slm_jax.evaluation.stages import Stages
 from slm_jax.evaluation.token_statistics import token_statistics
-from slm_jax.evaluation.tokenizers import report
+from slm_jax.evaluation.tokenizers import phones, report
+from slm_jax.evaluation.tokenizers.coders import (
+    Coded,
+    Coder,
+    features_coder,
+    frame_coder,
+    mel_coder,
+    taste_coder,
+)
+from slm_jax.evaluation.tokenizers.corpus import Corpus, open_held_out, open_training
 from slm_jax.evaluation.tokenizers.ladder import LADDER
+from slm_jax.evaluation.tokenizers.probing import Probing, run_probes
 from slm_jax.evaluation.tokenizers.resynthesis import (
     KINDS,
     PROTOCOL,
+    UNAVAILABLE,
     Clip,
-    Corpus,
     Judges,
     System,
     listen_first,
     resynthesise,
 )
-from slm_jax.evaluation.tokenizers.systems import NamedCodec, codec_system, taste_system
+from slm_jax.evaluation.tokenizers.systems import (
+    NamedCodec,
+    codec_system,
+    taste_system,
+)
 from slm_jax.evaluation.verdicts import Verdicts
 from slm_jax.tokenizers.asr import Asr
 from slm_jax.tokenizers.taste import Taste
 from slm_jax.tokenizers.text import TextTokenizer
+from slm_jax.tokenizers.unit_encoder import UnitEncoder
 
 _NOISE, _GAIN = 20.0, 0.5  # dB of white noise, factor (-6 dB): damages that units should survive
-VERDICTS = "verdicts.jsonl"
+VERDICTS, PROBES = "verdicts.jsonl", "probes.jsonl"  # what was said of clips, and of codes
+_LAYER = 3  # of Whisper, whose features stand beside codes: tiny's last but one
 _CLIPS = 2  # utterances of each set whose audio is kept
 
 
 def compare(
     systems: Mapping[str, System],
-    vocabularies: Mapping[str, Sequence[int]],
+    coders: Mapping[str, Coder],
     corpus: Corpus,
     judges: Judges,
     out: Path,
+    *,
+    aligner: phones.Aligner,
+    probing: Probing | None = None,
 ) -> dict[str, Any]:
     """Measures systems side by side; what is finished stands in `out` as soon as it is known.
 
     Args:
       systems: by name; of one kind (the first word of the name) those at several rates.
-      vocabularies: codes per level of those that send codes.
+      coders: what codes are made by, under the names of their systems if they have one, and what
+        makes vectors that these are compared with.
       corpus: what they are given.
       judges: what listens.
       out: folder for tokenizers.json, .md, .html and clips/.
+      aligner: places phones, as `PocketSphinx.phones`.
+      probing: what probes are trained on; None for no probes.
 
     Returns:
       What stands in tokenizers.json; see `report.write`.
     """
-    plan = ["transcribe", "voice", *KINDS * len(systems), *["units"] * len(vocabularies)]
-    stages = Stages(plan, len(corpus.ids))
+    stages = Stages(_plan(systems, coders), len(corpus.ids))
     result: dict[str, Any] = {
         "protocol": PROTOCOL,
         "devices": sorted({device.device_kind for device in jax.devices()}),
         "corpus": {name: _size(corpus, name) for name in dict.fromkeys(corpus.sets)},
+        "unavailable": UNAVAILABLE,
         "systems": {},
         "statistics": {},
+        "phones": {"protocol": phones.PROTOCOL, "systems": {}},
         "clips": [],
     }
     reference = listen_first(corpus, judges, stages)
-    codes: dict[str, list[np.ndarray | None]] = {}
+    coded: dict[str, list[Coded | None]] = {}
     for name, system in systems.items():
         found, spoken = resynthesise(name, system, corpus, reference, judges, stages)
         result["systems"][name] = found
         result["clips"] += _keep(out, corpus, name, [clip.audio for clip in spoken])
-        codes[name] = [clip.codes for clip in spoken]
+        coded[name] = [clip.coded for clip in spoken]
         report.write(out, result)
-    for name, vocab in vocabularies.items():
-        result["statistics"][name] = _units(name, systems[name], vocab, codes[name], corpus, stages)
+    placed = stages.map(
+        "phones", "recordings: placing phones", lambda rows: phones.place(corpus, rows, aligner)
+    )
+    for name, coder in coders.items():
+        if name not in systems:
+            coded[name] = _code(name, coder, corpus, stages)
+        if coder.vocab:
+            result["statistics"][name] = _units(name, coder, coded[name], corpus, stages)
+        judged = phones.judge_units(coder, coded[name], placed, corpus.voices)
+        result["phones"]["systems"][name] = judged
         report.write(out, result)
+    if probing:
+
+        def known(probes: dict[str, Any]) -> None:
+            result["probes"] = probes
+            report.write(out, result)
+
+        run_probes(probing, coders, corpus, coded, Verdicts(out / PROBES), known)
     return result
+
+
+def _plan(systems: Mapping[str, System], coders: Mapping[str, Coder]) -> list[str]:
+    plan = ["transcribe", "voice", *KINDS * len(systems), "phones"]
+    for name, coder in coders.items():
+        plan += ["code"] if name not in systems else []
+        plan += ["units"] if coder.vocab else []
+    return plan
 
 
 def run_suite(
     datasets: Sequence[str],
     codecs: Sequence[NamedCodec],
+    units: Mapping[str, Coder],
     out: Path,
     *,
     taste: Path | None,
@@ -99,24 +143,31 @@ def run_suite(
     speaker_encoder: Path | None,
     text_tokenizer: Path,
     limit: int | None,
+    probes: int | None,
+    genders: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Measures the anchor ladder, TASTE and `codecs` on held-out speech of datasets.
+    """Measures the anchor ladder, TASTE, `codecs` and `units` on held-out speech of datasets.
 
     Args:
       datasets: names or folders, with "words" and "audio".
       codecs: beside the starters that come with the package.
-      out: see `compare`. What judges said is kept in its verdicts.jsonl, and not asked again.
+      units: by name; their codes are judged, and nothing here speaks them.
+      out: see `compare`. What judges said is kept in its verdicts.jsonl, and not asked again; what
+        probes said, in its probes.jsonl.
       taste: folder of another TASTE than the starter.
-      whisper: recogniser, and below TASTE.
+      whisper: recogniser, below TASTE, and the features that codes are compared with.
       pronunciations: that TASTE reads by.
       speaker_encoder: the d-vector ONNX file; None where onnxruntime is missing, which is refused.
       text_tokenizer: of the language model, for the cost of TASTE's words.
       limit: utterances of each dataset at most.
+      probes: utterances of each train split that probes learn from; None for no probes.
+      genders: of speakers by name, for a probe.
 
     Raises:
       UserError: a dataset, file or package of the extra `eval` is missing.
     """
-    corpus = open_corpus(datasets, limit)
+    corpus = open_held_out(datasets, limit)
+    probing = Probing(open_training(datasets, probes), genders) if probes is not None else None
     asr, book = Asr(whisper), Verdicts(out / VERDICTS)
     voices = SpeakerEncoder(speaker_encoder)
     judges = Judges(
@@ -134,35 +185,21 @@ def run_suite(
     }
     systems["TASTE"] = taste_system(tokenizer, asr, text)
     systems |= {one.name: codec_system(one.codec) for one in codecs}
-    vocabularies = {"TASTE": tokenizer.spec.vocab}
-    vocabularies |= {one.name: one.codec.spec.vocab for one in codecs}
-    return compare(systems, vocabularies, corpus, judges, out)
+    coders = {"TASTE": taste_coder(tokenizer, asr)}
+    coders |= {one.name: frame_coder(one.codec) for one in codecs} | units
+    features = features_coder(UnitEncoder.load(whisper, _LAYER))
+    coders |= {
+        f"features: {whisper.name} layer {_LAYER}": features,
+        "features: log-mel": mel_coder(),
+    }
+    aligner = PocketSphinx().phones
+    return compare(systems, coders, corpus, judges, out, aligner=aligner, probing=probing)
 
 
-def open_corpus(datasets: Sequence[str], limit: int | None) -> Corpus:
-    """Held-out utterances of datasets with "words" and "audio"; `limit` of each at most. Texts that
-    are not English are left out, the utterances are not.
-
-    Raises:
-      UserError: a dataset has no held-out utterance, or all of them are of one voice.
-    """
-    corpus = Corpus([], [], [], [], [])
-    for name in datasets:
-        opened = registry.get(name).open((WORDS, AUDIO))
-        records = held_out_records(opened, [WORDS, AUDIO])[:limit]
-        if not records:
-            raise UserError(f"dataset {name} has no held-out utterance", "leave it out")
-        for record in records:
-            utterance = record[WORDS]
-            english = utterance.language == "en"
-            corpus.ids.append(f"{Path(name).name}/{utterance.id}")
-            corpus.sets.append(Path(name).name)
-            corpus.voices.append(f"{Path(name).name}/{utterance.speaker}")
-            corpus.texts.append(utterance.text if english else None)
-            corpus.audios.append(load(record[AUDIO].flac))
-    if len(set(corpus.voices)) < 2:
-        raise UserError("all of it is one voice", "add a dataset of another: --datasets A B")
-    return corpus
+def _code(name: str, coder: Coder, corpus: Corpus, stages: Stages) -> list[Coded | None]:
+    return stages.map(
+        "code", f"{name}: coding", lambda rows: [coder.encode(corpus.audios[i]) for i in rows]
+    )
 
 
 def _size(corpus: Corpus, name: str) -> dict[str, Any]:
@@ -171,12 +208,7 @@ def _size(corpus: Corpus, name: str) -> dict[str, Any]:
 
 
 def _units(
-    name: str,
-    system: System,
-    vocab: Sequence[int],
-    clean: Sequence[np.ndarray | None],
-    corpus: Corpus,
-    stages: Stages,
+    name: str, coder: Coder, coded: Sequence[Coded | None], corpus: Corpus, stages: Stages
 ) -> dict[str, Any]:
     """Statistics of the codes, and how many of them change with a little noise or gain: the edit
     distance of whole items over the items of the clean recording."""
@@ -184,25 +216,26 @@ def _units(
     def errors(rows: list[int]) -> list[tuple[float, float]]:
         damaged = ((white_noise(corpus.audios[i], _NOISE), _GAIN * corpus.audios[i]) for i in rows)
         return [
-            tuple(_distance(clean[i], system(audio).codes) for audio in pair)
+            tuple(_distance(coded[i], coder.encode(audio)) for audio in pair)
             for i, pair in zip(rows, damaged, strict=True)
         ]
 
     wrong = np.array(stages.map("units", f"{name}: codes under noise and gain", errors))
-    coded = [i for i, codes in enumerate(clean) if codes is not None]
-    lengths = np.array([np.nan if codes is None else len(codes) for codes in clean])
+    kept = [i for i, one in enumerate(coded) if one is not None]
+    lengths = np.array([np.nan if one is None else len(one.values) for one in coded])
     figures = {damage: ratio(wrong[:, at], lengths) for at, damage in enumerate(("noise", "gain"))}
-    seconds = sum(len(corpus.audios[i]) for i in coded) / AUDIO_RATE
-    statistics = token_statistics([clean[i] for i in coded], vocab, seconds)
+    seconds = sum(len(corpus.audios[i]) for i in kept) / AUDIO_RATE
+    statistics = token_statistics([coded[i].values for i in kept], coder.vocab, seconds)
     for level in statistics["levels"]:
         del level["counts"]
     return statistics | {key: one.to_json() if one else None for key, one in figures.items()}
 
 
-def _distance(clean: np.ndarray | None, damaged: np.ndarray | None) -> float:
+def _distance(clean: Coded | None, damaged: Coded | None) -> float:
     if clean is None or damaged is None:
         return np.nan
-    return float(Levenshtein.distance(*([tuple(item) for item in x] for x in (clean, damaged))))
+    items = [[tuple(item) for item in one.values] for one in (clean, damaged)]
+    return float(Levenshtein.distance(*items))
 
 
 def _keep(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,27 +11,21 @@ import numpy as np
 from slm_jax.audio.resample import resample
 from slm_jax.data.schema import AUDIO_RATE
 from slm_jax.errors import UserError
+from slm_jax.evaluation.tokenizers.coders import (
+    Coder,
+    codes_of,
+    frame_coder,
+    on_frames,
+    on_words,
+    taste_codes,
+)
 from slm_jax.evaluation.tokenizers.resynthesis import Clip, System
 from slm_jax.tokenizers.asr import Asr
 from slm_jax.tokenizers.codecs.codec import Codec
-from slm_jax.tokenizers.codecs.dac import Dac
-from slm_jax.tokenizers.codecs.encodec import Encodec
-from slm_jax.tokenizers.codecs.encodec_chunked import EncodecChunked
-from slm_jax.tokenizers.codecs.frame_codec import FrameCodec
-from slm_jax.tokenizers.codecs.mimi import Mimi
-from slm_jax.tokenizers.codecs.snac import Snac
+from slm_jax.tokenizers.codecs.kinds import CODECS
 from slm_jax.tokenizers.taste import SPEAKER_BITS, Taste
 from slm_jax.tokenizers.text import TextTokenizer, encode_words
-
-KINDS: Mapping[str, Callable[[Path], Codec]] = {
-    "codec": FrameCodec.load,
-    "mimi": Mimi.load,
-    "encodec": Encodec.load,
-    "encodec_48khz": EncodecChunked.load,
-    "dac": Dac.load,
-    "snac": Snac.load,
-}
-_LENGTHS = (2, 4, 8, 16, 32)  # seconds that audio is padded to; one compilation each
+from slm_jax.tokenizers.unit_tokenizer import UnitTokenizer
 
 
 class NamedCodec(NamedTuple):
@@ -42,17 +36,31 @@ class NamedCodec(NamedTuple):
 
 
 def parse_codec(argument: str) -> NamedCodec:
-    """Loads "KIND=DIR", a kind of `KINDS` and the folder of its weights.
+    """Loads "KIND=DIR", a kind of `CODECS` and the folder of its weights.
 
     Raises:
       UserError: it is not written so, or the folder holds no such codec.
     """
     kind, separator, folder = argument.partition("=")
-    if not separator or kind not in KINDS:
-        raise UserError(f"no codec: {argument}", f"write KIND=DIR, of {', '.join(KINDS)}")
-    codec = KINDS[kind](Path(folder))
+    if not separator or kind not in CODECS:
+        raise UserError(f"no codec: {argument}", f"write KIND=DIR, of {', '.join(CODECS)}")
+    codec = CODECS[kind](Path(folder))
     rate = codec.spec.clock * np.log2(codec.spec.vocab).sum() / 1000
     return NamedCodec(f"{kind} {rate:.1f} kbit/s", codec)
+
+
+def load_units(folder: Path, locate: Callable[[str], Path]) -> tuple[str, Coder]:
+    """What the tables call the units of a folder, and what makes them; nothing here speaks them.
+
+    Args:
+      folder: of a `UnitTokenizer`.
+      locate: finds its encoder.
+
+    Raises:
+      UserError: the folder holds no units, or they do not belong to the encoder.
+    """
+    tokenizer = UnitTokenizer.load(folder, locate=locate)
+    return f"units, {tokenizer.spec.vocab[0]} of {folder.name}", frame_coder(tokenizer)
 
 
 def codec_system(codec: Codec) -> System:
@@ -62,14 +70,13 @@ def codec_system(codec: Codec) -> System:
 
     def through(audio: np.ndarray) -> Clip:
         heard = resample(audio, AUDIO_RATE, rate)
-        room = next((s * rate for s in _LENGTHS if s * rate >= len(heard)), len(heard))
-        padded = np.pad(heard, (0, room - len(heard)))[None]
-        codes, frames = codec.encode(padded, np.array([len(heard)]))
-        count = int(frames[0])
+        codes, frames = codes_of(codec, heard)
         decoded = np.asarray(codec.decode(codes, frames))[0, : len(heard)]
         back = resample(decoded, rate, AUDIO_RATE)[: len(audio)]
         back = np.pad(back, (0, len(audio) - len(back)))
-        return Clip(back, bits * count, np.asarray(codes)[0, :count])
+        count = int(frames[0])
+        coded = on_frames(np.asarray(codes)[0, :count], codec.spec.clock)
+        return Clip(back, bits * count, coded)
 
     return through
 
@@ -80,14 +87,13 @@ def taste_system(taste: Taste, asr: Asr, text: TextTokenizer) -> System:
     bits = float(np.log2(taste.spec.vocab).sum())
 
     def through(audio: np.ndarray) -> Clip:
-        [heard] = asr.transcribe([audio])
-        if not heard.words:
+        heard, codes, speaker = taste_codes(taste, asr, audio)
+        if not heard:
             return Clip(np.zeros(0, np.float32))
-        [codes], [speaker] = taste.encode([audio], [heard.words])
-        words = [word.text for word in heard.words]
+        words = [word.text for word in heard]
         [spoken], _ = taste.decode([words], [codes], [speaker])
         ids, _ = encode_words(text, words, "en")
         sent = len(words) * bits + len(ids) * np.log2(text.vocab_size) + len(speaker) * SPEAKER_BITS
-        return Clip(spoken, float(sent), codes)
+        return Clip(spoken, float(sent), on_words(codes, heard))
 
     return through

@@ -1,0 +1,123 @@
+"""What tokenizers make of audio, one interface for all: codes, or vectors to compare them with."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from slm_jax.audio.features import WHISPER_HOP, whisper_log_mel
+from slm_jax.audio.resample import resample
+from slm_jax.data.schema import AUDIO_RATE, Word
+from slm_jax.streams import WORD
+from slm_jax.tokenizers.asr import Asr
+from slm_jax.tokenizers.taste import Taste
+from slm_jax.tokenizers.taste_listen import HOP
+from slm_jax.tokenizers.taste_network import bucket
+from slm_jax.tokenizers.tokenizer import Tokenizer
+from slm_jax.tokenizers.unit_encoder import UnitEncoder
+
+_LENGTHS = (2, 4, 8, 16, 32)  # seconds that audio is padded to; one compilation each
+_STACKED = HOP // WHISPER_HOP  # mel frames in one of an encoder
+
+
+class Coded(NamedTuple):
+    """What was made of an utterance.
+
+    Attributes:
+      values: codes int [T, K], coarse level first, or vectors float [T, D].
+      times: float [T], the middle of each in seconds.
+    """
+
+    values: np.ndarray
+    times: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Coder:
+    """A tokenizer, or a continuous front end.
+
+    Attributes:
+      encode: audio float32 [n] at 16 kHz to what is made of it; None where that fails.
+      vocab: codes per level; () for vectors.
+      clock: frames a second, or WORD.
+      identity: fingerprint; equal for equal results.
+    """
+
+    encode: Callable[[np.ndarray], Coded | None]
+    vocab: tuple[int, ...]
+    clock: float | str
+    identity: str
+
+
+def frame_coder(tokenizer: Tokenizer) -> Coder:
+    """The codes of a tokenizer that has frames, all levels."""
+    spec = tokenizer.spec
+
+    def encode(audio: np.ndarray) -> Coded:
+        codes, frames = codes_of(tokenizer, resample(audio, AUDIO_RATE, tokenizer.sample_rate))
+        return on_frames(np.asarray(codes)[0, : int(frames[0])], spec.clock)
+
+    return Coder(encode, spec.vocab, spec.clock, spec.fingerprint)
+
+
+def codes_of(tokenizer: Tokenizer, audio: np.ndarray) -> tuple[Any, Any]:
+    """Codes [1, T, K] and frames [1] of one recording [n] at the tokenizer's rate, padded to one of
+    a few lengths."""
+    rate = tokenizer.sample_rate
+    room = next((s * rate for s in _LENGTHS if s * rate >= len(audio)), len(audio))
+    padded = np.pad(audio, (0, room - len(audio)))[None]
+    codes, frames, *_ = tokenizer.encode(padded, np.array([len(audio)]))
+    return codes, frames
+
+
+def taste_coder(taste: Taste, asr: Asr) -> Coder:
+    """The codes of TASTE, one item for each word that the ASR hears; no words, no codes."""
+
+    def encode(audio: np.ndarray) -> Coded | None:
+        words, codes, _ = taste_codes(taste, asr, audio)
+        return on_words(codes, words) if words else None
+
+    return Coder(encode, taste.spec.vocab, WORD, taste.spec.fingerprint)
+
+
+def taste_codes(
+    taste: Taste, asr: Asr, audio: np.ndarray
+) -> tuple[list[Word], np.ndarray, np.ndarray]:
+    """Words heard, their codes int [W, K] and the speaker vector; all empty without words."""
+    [heard] = asr.transcribe([audio])
+    if not heard.words:
+        return [], np.zeros((0, taste.spec.levels), np.int32), np.zeros(0, np.float32)
+    [codes], [speaker] = taste.encode([audio], [heard.words])
+    return list(heard.words), codes, speaker
+
+
+def features_coder(encoder: UnitEncoder) -> Coder:
+    """The features that units are made of, at 50 Hz."""
+    clock = AUDIO_RATE / HOP
+    return Coder(lambda audio: on_frames(encoder.features(audio), clock), (), clock, encoder.source)
+
+
+def mel_coder() -> Coder:
+    """Whisper's log-mel, two frames of 10 ms side by side: [T, 160] at 50 Hz."""
+    clock = AUDIO_RATE / HOP
+
+    def encode(audio: np.ndarray) -> Coded:
+        padded = np.pad(audio, (0, bucket(len(audio), AUDIO_RATE) - len(audio)))
+        mel = np.asarray(whisper_log_mel(padded[None]))[0].T
+        stacked = mel.reshape(len(mel) // _STACKED, -1)
+        return on_frames(stacked[: -(-len(audio) // HOP)], clock)
+
+    return Coder(encode, (), clock, "whisper-log-mel-80x2")
+
+
+def on_frames(values: np.ndarray, clock: float) -> Coded:
+    """Items [T, ...] of a frame each, at `clock` Hz."""
+    return Coded(values, (np.arange(len(values)) + 0.5) / clock)
+
+
+def on_words(values: np.ndarray, words: list[Word]) -> Coded:
+    """Items [W, ...] of a word each."""
+    return Coded(values, np.array([(word.start + word.end) / 2 for word in words]))
