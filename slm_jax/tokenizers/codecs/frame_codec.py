@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from slm_jax.audio.features import istft
 from slm_jax.errors import UserError
+from slm_jax.nn import compact
 from slm_jax.nn.conv import ConvNeXt
 from slm_jax.nn.layers import LayerNorm, Linear
 from slm_jax.nn.quantizers import RvqConfig, rvq_decode, rvq_encode
@@ -261,7 +261,7 @@ class FrameCodec(Codec):
             flat = load_file(folder / WEIGHTS)
         except Exception as error:  # safetensors raises its own bare exception
             raise UserError(f"{folder / WEIGHTS} is damaged: {error}", "restore it") from error
-        weights = {name: array.astype(np.float32) for name, array in flat.items()}
+        weights = compact.unpack(flat)
         network = build(lambda: FrameCodecNetwork(config, rngs=nnx.Rngs(0)), weights)
         return cls(network, choose_levels(levels, config.rvq.levels))
 
@@ -305,10 +305,9 @@ class FrameCodec(Codec):
 
 
 def save_codec(folder: Path, config: FrameCodecConfig, params: Params) -> None:
-    """Writes config.json and weights.safetensors (float16) for `FrameCodec.load`."""
+    """Writes config.json and weights.safetensors (`compact`) for `FrameCodec.load`."""
     folder.mkdir(parents=True, exist_ok=True)
-    flat = {name: np.asarray(value, np.float16) for name, value in flatten(params).items()}
-    save_file(flat, folder / WEIGHTS)
+    save_file(compact.pack(flatten(params)), folder / WEIGHTS)
     text = json.dumps(dataclasses.asdict(config), indent=2)
     (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
 
