@@ -108,8 +108,8 @@ def compare_tokenizers(args: argparse.Namespace) -> None:
     decode = DecodeJob()
     run_suite(
         args.datasets,
-        [systems.parse_codec(one) for one in args.codecs],
-        dict(systems.load_units(one, fetch.locate) for one in args.units),
+        [*systems.starter_codecs(), *map(systems.parse_codec, args.codecs)],
+        dict(systems.load_units(one, fetch.locate) for one in (None, *args.units)),
         args.run / "tokenizers",
         taste=args.taste,
         whisper=fetch.locate(decode.asr),
@@ -184,9 +184,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     speech.add_argument("--pairs", default=[], help="swap: datasets of re-read sentences", **names)
     unheard = "tokenizer: datasets or voices that no training stage has heard"
     speech.add_argument("--unheard", default=[], help=unheard, **names)
-    kinds = "tokenizers: codecs with weights of your own, as mimi=DIR"
+    kinds = "tokenizers: codecs beside the starter, as mimi=DIR"
     speech.add_argument("--codecs", default=[], help=kinds, nargs="+", metavar="KIND=DIR")
-    kinds = "tokenizers: folders of units that data_pipelines.fit_units wrote"
+    kinds = "tokenizers: units beside the starter's, of data_pipelines.fit_units"
     speech.add_argument("--units", default=[], help=kinds, nargs="+", type=Path, metavar="DIR")
     learn = "tokenizers: train probes on the codes of N utterances of each train split"
     speech.add_argument("--probes", type=int, metavar="N", help=learn)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,10 +12,9 @@ from slm_jax.audio.features import WHISPER_HOP, whisper_log_mel
 from slm_jax.audio.resample import resample
 from slm_jax.data.schema import AUDIO_RATE, Word
 from slm_jax.streams import WORD
-from slm_jax.tokenizers.asr import Asr
-from slm_jax.tokenizers.taste import Taste
 from slm_jax.tokenizers.taste_listen import HOP
 from slm_jax.tokenizers.taste_network import bucket
+from slm_jax.tokenizers.taste_tokenizer import TasteTokenizer
 from slm_jax.tokenizers.tokenizer import Tokenizer
 from slm_jax.tokenizers.unit_encoder import UnitEncoder
 
@@ -73,25 +72,14 @@ def codes_of(tokenizer: Tokenizer, audio: np.ndarray) -> tuple[Any, Any]:
     return codes, frames
 
 
-def taste_coder(taste: Taste, asr: Asr) -> Coder:
-    """The codes of TASTE, one item for each word that the ASR hears; no words, no codes."""
+def taste_coder(tokenizer: TasteTokenizer) -> Coder:
+    """The codes of TASTE, one item for each word that its ASR hears; no words, no codes."""
 
     def encode(audio: np.ndarray) -> Coded | None:
-        words, codes, _ = taste_codes(taste, asr, audio)
+        [codes], _, _, [words] = tokenizer.encode(audio[None], np.array([len(audio)]))
         return on_words(codes, words) if words else None
 
-    return Coder(encode, taste.spec.vocab, WORD, taste.spec.fingerprint)
-
-
-def taste_codes(
-    taste: Taste, asr: Asr, audio: np.ndarray
-) -> tuple[list[Word], np.ndarray, np.ndarray]:
-    """Words heard, their codes int [W, K] and the speaker vector; all empty without words."""
-    [heard] = asr.transcribe([audio])
-    if not heard.words:
-        return [], np.zeros((0, taste.spec.levels), np.int32), np.zeros(0, np.float32)
-    [codes], [speaker] = taste.encode([audio], [heard.words])
-    return list(heard.words), codes, speaker
+    return Coder(encode, tokenizer.spec.vocab, WORD, tokenizer.spec.fingerprint)
 
 
 def features_coder(encoder: UnitEncoder) -> Coder:
@@ -118,6 +106,6 @@ def on_frames(values: np.ndarray, clock: float) -> Coded:
     return Coded(values, (np.arange(len(values)) + 0.5) / clock)
 
 
-def on_words(values: np.ndarray, words: list[Word]) -> Coded:
+def on_words(values: np.ndarray, words: Sequence[Word]) -> Coded:
     """Items [W, ...] of a word each."""
     return Coded(values, np.array([(word.start + word.end) / 2 for word in words]))

@@ -49,6 +49,7 @@ from slm_jax.evaluation.tokenizers.systems import (
 from slm_jax.evaluation.verdicts import Verdicts
 from slm_jax.tokenizers.asr import Asr
 from slm_jax.tokenizers.taste import Taste
+from slm_jax.tokenizers.taste_tokenizer import TasteTokenizer
 from slm_jax.tokenizers.text import TextTokenizer
 from slm_jax.tokenizers.unit_encoder import UnitEncoder
 
@@ -150,7 +151,7 @@ def run_suite(
 
     Args:
       datasets: names or folders, with "words" and "audio".
-      codecs: beside the starters that come with the package.
+      codecs: by the names that they have in the table.
       units: by name; their codes are judged, and nothing here speaks them.
       out: see `compare`. What judges said is kept in its verdicts.jsonl, and not asked again; what
         probes said, in its probes.jsonl.
@@ -178,14 +179,14 @@ def run_suite(
         embed=book.embedding(voices),
         quality=book.scoring(overall),
     )
-    tokenizer = Taste.load(whisper, pronunciations, taste)
+    tokenizer = TasteTokenizer(Taste.load(whisper, pronunciations, taste), asr)
     text = TextTokenizer.load(text_tokenizer)
     systems = {
         name: lambda audio, anchor=anchor: Clip(*anchor(audio)) for name, anchor in LADDER.items()
     }
-    systems["TASTE"] = taste_system(tokenizer, asr, text)
+    systems["TASTE"] = taste_system(tokenizer, text)
     systems |= {one.name: codec_system(one.codec) for one in codecs}
-    coders = {"TASTE": taste_coder(tokenizer, asr)}
+    coders = {"TASTE": taste_coder(tokenizer)}
     coders |= {one.name: frame_coder(one.codec) for one in codecs} | units
     features = features_coder(UnitEncoder.load(whisper, _LAYER))
     coders |= {

@@ -17,13 +17,13 @@ from slm_jax.evaluation.tokenizers.coders import (
     frame_coder,
     on_frames,
     on_words,
-    taste_codes,
 )
 from slm_jax.evaluation.tokenizers.resynthesis import Clip, System
-from slm_jax.tokenizers.asr import Asr
 from slm_jax.tokenizers.codecs.codec import Codec
+from slm_jax.tokenizers.codecs.frame_codec import FrameCodec
 from slm_jax.tokenizers.codecs.kinds import CODECS
-from slm_jax.tokenizers.taste import SPEAKER_BITS, Taste
+from slm_jax.tokenizers.taste import SPEAKER_BITS
+from slm_jax.tokenizers.taste_tokenizer import TasteTokenizer
 from slm_jax.tokenizers.text import TextTokenizer, encode_words
 from slm_jax.tokenizers.unit_tokenizer import UnitTokenizer
 
@@ -44,23 +44,33 @@ def parse_codec(argument: str) -> NamedCodec:
     kind, separator, folder = argument.partition("=")
     if not separator or kind not in CODECS:
         raise UserError(f"no codec: {argument}", f"write KIND=DIR, of {', '.join(CODECS)}")
-    codec = CODECS[kind](Path(folder))
-    rate = codec.spec.clock * np.log2(codec.spec.vocab).sum() / 1000
+    return _named(kind, CODECS[kind](Path(folder)))
+
+
+def starter_codecs() -> list[NamedCodec]:
+    """The codec that comes with the package, with all of its levels and with half of them."""
+    whole = FrameCodec.load()
+    return [_named("codec", one) for one in (whole, FrameCodec.load(levels=whole.spec.levels // 2))]
+
+
+def _named(kind: str, codec: Codec) -> NamedCodec:
+    rate = codec.spec.clock * codec.spec.bits / 1000
     return NamedCodec(f"{kind} {rate:.1f} kbit/s", codec)
 
 
-def load_units(folder: Path, locate: Callable[[str], Path]) -> tuple[str, Coder]:
+def load_units(folder: Path | None, locate: Callable[[str], Path]) -> tuple[str, Coder]:
     """What the tables call the units of a folder, and what makes them; nothing here speaks them.
 
     Args:
-      folder: of a `UnitTokenizer`.
+      folder: of a `UnitTokenizer`; None for the starter.
       locate: finds its encoder.
 
     Raises:
       UserError: the folder holds no units, or they do not belong to the encoder.
     """
     tokenizer = UnitTokenizer.load(folder, locate=locate)
-    return f"units, {tokenizer.spec.vocab[0]} of {folder.name}", frame_coder(tokenizer)
+    name = "the starter" if folder is None else folder.name
+    return f"units, {tokenizer.spec.vocab[0]} of {name}", frame_coder(tokenizer)
 
 
 def codec_system(codec: Codec) -> System:
@@ -81,19 +91,20 @@ def codec_system(codec: Codec) -> System:
     return through
 
 
-def taste_system(taste: Taste, asr: Asr, text: TextTokenizer) -> System:
-    """TASTE from audio alone: an ASR finds the words. Its bits are those of the codes, of the
-    words as ids of a language model, and of the speaker vector. What has no words fails."""
-    bits = float(np.log2(taste.spec.vocab).sum())
+def taste_system(tokenizer: TasteTokenizer, text: TextTokenizer) -> System:
+    """TASTE from audio alone. Its bits are those of the codes, of the words as ids of a language
+    model, and of the speaker vector. What has no words fails."""
+    bits = float(np.log2(tokenizer.spec.vocab).sum())
 
     def through(audio: np.ndarray) -> Clip:
-        heard, codes, speaker = taste_codes(taste, asr, audio)
-        if not heard:
+        codes, count, speakers, heard = tokenizer.encode(audio[None], np.array([len(audio)]))
+        [words] = heard
+        if not words:
             return Clip(np.zeros(0, np.float32))
-        words = [word.text for word in heard]
-        [spoken], _ = taste.decode([words], [codes], [speaker])
-        ids, _ = encode_words(text, words, "en")
-        sent = len(words) * bits + len(ids) * np.log2(text.vocab_size) + len(speaker) * SPEAKER_BITS
-        return Clip(spoken, float(sent), on_words(codes, heard))
+        [spoken] = tokenizer.decode(codes, count, speakers, heard)
+        ids, _ = encode_words(text, [word.text for word in words], "en")
+        speaker = speakers.size * SPEAKER_BITS
+        sent = len(words) * bits + len(ids) * np.log2(text.vocab_size) + speaker
+        return Clip(spoken, float(sent), on_words(codes[0], words))
 
     return through
