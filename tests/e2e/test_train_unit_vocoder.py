@@ -114,7 +114,7 @@ def test_a_unit_vocoder_is_trained_from_a_dataset_and_resumes(tmp_path, capsys):
     train(flags)
     assert "units: resuming at step 30 of 30" in capsys.readouterr().out
     assert (run / "unit_vocoder" / "weights.safetensors").read_bytes() == before
-    with pytest.raises(UserError, match="another encoder or layer"):
+    with pytest.raises(UserError, match="another encoder, layer or window"):
         train([*flags, "--gin.LAYER=2"])
     with pytest.raises(UserError, match="2 layers, not 3"):
         train([*flags, "--gin.LAYER=3"])
