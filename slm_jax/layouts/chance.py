@@ -92,8 +92,32 @@ class Bistream(Operator):
         return said[0]
 
 
+class _Around(Operator):
+    """Changes some cells of one operator, `of`, and neither rows nor columns."""
+
+    of: Expression
+
+    @property
+    def inside(self) -> tuple[Operator, ...]:
+        return (self.of,)
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        return self.of.rows
+
+    @property
+    def machines(self) -> tuple[int, ...]:
+        return self.of.machines
+
+    def columns(self, view: View) -> int:
+        return self.of.columns(view)
+
+    def program(self, row: int, build: Builder, after: int) -> int:
+        return self.of.program(row, build, after)
+
+
 @dataclasses.dataclass(frozen=True)
-class Masked(Operator):
+class Masked(_Around):
     """Now and then a whole part is blank, for a model that must also do without it (Moshi's text).
 
     Attributes:
@@ -106,33 +130,15 @@ class Masked(Operator):
     share: float
     blank: int = ZERO
 
-    @property
-    def inside(self) -> tuple[Operator, ...]:
-        return (self.of,)
-
-    @property
-    def rows(self) -> tuple[Row, ...]:
-        return self.of.rows
-
-    @property
-    def machines(self) -> tuple[int, ...]:
-        return self.of.machines
-
-    def columns(self, view: View) -> int:
-        return self.of.columns(view)
-
     def place(self, view: View) -> np.ndarray:
         cells = self.of.place(view)
         if view.rng is not None and view.rng.random() < self.share:
             return specials(cells.shape, self.blank)
         return cells
 
-    def program(self, row: int, build: Builder, after: int) -> int:
-        return self.of.program(row, build, after)
-
 
 @dataclasses.dataclass(frozen=True)
-class Thinned(Operator):
+class Thinned(_Around):
     """Finer levels are learned in a share of the columns alone (CSM: 1/16 of the frames).
 
     Attributes:
@@ -143,29 +149,11 @@ class Thinned(Operator):
     of: Expression
     share: float
 
-    @property
-    def inside(self) -> tuple[Operator, ...]:
-        return (self.of,)
-
-    @property
-    def rows(self) -> tuple[Row, ...]:
-        return self.of.rows
-
-    @property
-    def machines(self) -> tuple[int, ...]:
-        return self.of.machines
-
-    def columns(self, view: View) -> int:
-        return self.of.columns(view)
-
     def place(self, view: View) -> np.ndarray:
         cells = self.of.place(view)
         if view.rng is not None:
             cells["weight"][1:, view.rng.random(cells.shape[1]) >= self.share] = 0
         return cells
-
-    def program(self, row: int, build: Builder, after: int) -> int:
-        return self.of.program(row, build, after)
 
 
 @dataclasses.dataclass(frozen=True)
