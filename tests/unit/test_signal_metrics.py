@@ -43,6 +43,23 @@ def test_a_delay_is_taken_out_and_reported(late):
     assert found["si_sdr"] > (100 if late >= 0 else 10)  # what was cut off at the front is lost
 
 
+@pytest.mark.parametrize("late", [0, 160])
+def test_a_delay_is_found_where_the_phase_is_lost(late):
+    """As of a codec that writes magnitudes: the waves hardly correlate anywhere."""
+    audio = voice()
+    window, hop = np.hanning(320), 80
+    frames = np.lib.stride_tricks.sliding_window_view(np.pad(audio, 320), 320)[::hop]
+    spectra = np.abs(np.fft.rfft(frames * window))
+    turns = np.random.default_rng(0).uniform(0, 2 * np.pi, spectra.shape)
+    written = np.fft.irfft(spectra * np.exp(1j * turns)) * window
+    said = np.zeros(len(audio) + 1280)
+    for number, frame in enumerate(written):
+        said[number * hop : number * hop + 320] += frame
+    said = np.pad(said[320 : 320 + len(audio)], (late, 0)).astype(np.float32)
+    _, found = signal.align(audio, said)
+    assert abs(found - late) <= 32
+
+
 def test_louder_is_as_near_by_si_sdr_and_higher_is_heard_as_cents():
     audio = voice()
     assert signal.si_sdr(audio, 0.3 * audio) > 60

@@ -23,8 +23,9 @@ from slm_jax.evaluation.tokenizers.coders import Coded
 from slm_jax.evaluation.tokenizers.corpus import Corpus
 
 PROTOCOL = (
-    "tokenizers-1: held-out utterances at 16 kHz through each system and back. A delay of at most "
-    "100 ms is taken out by cross-correlation before signal metrics, and reported. mel and stft as "
+    "tokenizers-2: held-out utterances at 16 kHz through each system and back. A delay of at most "
+    "100 ms is taken out by cross-correlation before signal metrics, and reported: of the waves if "
+    "they correlate by 0.5, else of the loudness of bands, to a millisecond. mel and stft as "
     "Codec-SUPERB's; PESQ-WB, STOI, ESTOI; pitch by pyin on frames voiced in both. Word error: "
     + wer.PROTOCOL
     + ", English utterances together; dWER is the same against what the recogniser hears in the "

@@ -32,10 +32,15 @@ _MELS = ((150, 2048), (80, 512))  # bands and window of each mel, the hop a quar
 _WINDOWS = (2048, 512)
 _FLOOR = 1e-5
 _F0_HOP = 160
+_SAME_WAVE = 0.5  # correlation from which on two signals are the same wave
+_BAND_WINDOW, _BAND_HOP = 256, 16  # samples; the hop is how exact a delay is then
 
 
 def align(reference: np.ndarray, decoded: np.ndarray) -> tuple[np.ndarray, int]:
     """Takes a delay of at most `MOST_DELAY` out.
+
+    By the waves if these correlate; else, as of codecs that do not keep the phase, by the loudness
+    of bands over time, to a millisecond: waves would then correlate best at any peak of the pitch.
 
     Args:
       reference, decoded: float32 [n], [m], 16 kHz mono.
@@ -44,15 +49,33 @@ def align(reference: np.ndarray, decoded: np.ndarray) -> tuple[np.ndarray, int]:
       float32 [n], the decoded audio moved to where it correlates best, zero padded; and by how many
       samples it was late (negative: early).
     """
-    limit = int(MOST_DELAY * AUDIO_RATE)
-    size = 1 << int(np.ceil(np.log2(max(len(reference), len(decoded)) + limit + 1)))
-    spectrum = np.conj(np.fft.rfft(reference, size)) * np.fft.rfft(decoded, size)
-    correlation = np.fft.irfft(spectrum, size)
-    lags = np.concatenate([np.arange(limit + 1), np.arange(-limit, 0)])
-    late = int(lags[np.argmax(correlation[lags])])
+    late, alike = _lag(reference[None], decoded[None], int(MOST_DELAY * AUDIO_RATE))
+    if alike < _SAME_WAVE:  # the phase is not kept: what remains are loudnesses over time
+        bands = (_loudness(audio) for audio in (reference, decoded))
+        late = _lag(*bands, int(MOST_DELAY * AUDIO_RATE / _BAND_HOP))[0] * _BAND_HOP
     moved = decoded[late:] if late >= 0 else np.pad(decoded, (-late, 0))
     moved = moved[: len(reference)]
     return np.pad(moved, (0, len(reference) - len(moved))), late
+
+
+def _lag(reference: np.ndarray, decoded: np.ndarray, limit: int) -> tuple[int, float]:
+    """Of signals [C, n] and [C, m]: the lag of at most `limit` at which they correlate best, all
+    channels together, and the correlation there."""
+    size = 1 << int(np.ceil(np.log2(max(reference.shape[1], decoded.shape[1]) + limit + 1)))
+    spectra = np.conj(np.fft.rfft(reference, size)) * np.fft.rfft(decoded, size)
+    correlation = np.fft.irfft(spectra.sum(0), size)
+    lags = np.concatenate([np.arange(limit + 1), np.arange(-limit, 0)])
+    best = int(lags[np.argmax(correlation[lags])])
+    power = np.sqrt(np.sum(reference**2, dtype=float) * np.sum(decoded**2, dtype=float))
+    return best, float(correlation[best] / max(power, 1e-12))
+
+
+def _loudness(audio: np.ndarray) -> np.ndarray:
+    """Log magnitudes of bands of 62.5 Hz less their means: float [129, n / _BAND_HOP]."""
+    padded = np.pad(audio, _BAND_WINDOW // 2)
+    frames = np.lib.stride_tricks.sliding_window_view(padded, _BAND_WINDOW)[::_BAND_HOP]
+    bands = np.log(np.abs(np.fft.rfft(frames * np.hanning(_BAND_WINDOW))).T + 1e-3)
+    return bands - bands.mean(axis=1, keepdims=True)
 
 
 def mel_distance(reference: np.ndarray, decoded: np.ndarray) -> float:
