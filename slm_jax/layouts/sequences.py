@@ -14,18 +14,10 @@ from slm_jax.layouts.operators import ZERO, Expression, Operator, Stream
 from slm_jax.layouts.program import HELD, Builder, State
 
 
-@dataclasses.dataclass(frozen=True)
-class Seq(Operator):
-    """Parts one after the other, in the same rows.
-
-    Attributes:
-      parts: as many rows each.
-    """
+class _InTurn(Operator):
+    """Parts that stand one after the other, or in turns, in the same rows."""
 
     parts: tuple[Expression, ...]
-
-    def __post_init__(self) -> None:
-        _same_rows(self.parts)
 
     @property
     def inside(self) -> tuple[Operator, ...]:
@@ -37,6 +29,20 @@ class Seq(Operator):
 
     def columns(self, view: View) -> int:
         return sum(part.columns(view) for part in self.parts)
+
+
+@dataclasses.dataclass(frozen=True)
+class Seq(_InTurn):
+    """Parts one after the other, in the same rows.
+
+    Attributes:
+      parts: as many rows each.
+    """
+
+    parts: tuple[Expression, ...]
+
+    def __post_init__(self) -> None:
+        _same_rows(self.parts)
 
     def place(self, view: View) -> np.ndarray:
         return np.concatenate([part.place(view) for part in self.parts], axis=1)
@@ -100,7 +106,7 @@ class Typed(Operator):
 
 
 @dataclasses.dataclass(frozen=True)
-class Inter(Operator):
+class Inter(_InTurn):
     """Streams in turns, so many items of each; who has more goes on alone (GLM-4-Voice 13:26).
 
     Attributes:
@@ -116,17 +122,6 @@ class Inter(Operator):
         _plain(self.parts, "parts")
         if len(self.turns) != len(self.parts) or min(self.turns) < 1:
             raise ValueError("turns must give each part at least one item")
-
-    @property
-    def inside(self) -> tuple[Operator, ...]:
-        return self.parts
-
-    @property
-    def rows(self) -> tuple[Row, ...]:
-        return tuple(_union(rows) for rows in zip(*(p.rows for p in self.parts), strict=True))
-
-    def columns(self, view: View) -> int:
-        return sum(part.columns(view) for part in self.parts)
 
     def place(self, view: View) -> np.ndarray:
         placed = [part.place(view) for part in self.parts]

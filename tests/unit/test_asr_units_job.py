@@ -74,13 +74,13 @@ def test_usage_counts_codes_and_their_evenness():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("below", [False, True])
-def test_a_tiny_run_learns_and_saves_what_it_trained(whisper, tmp_path, below):
+@pytest.mark.parametrize(("below", "steps", "rate"), [(False, 40, 1e-2), (True, 160, 3e-3)])
+def test_a_tiny_run_learns_and_saves_what_it_trained(whisper, tmp_path, below, steps, rate):
     job = AsrUnitsJob(
         runs=str(tmp_path),
         model=MODEL,
         training=AsrUnitsTraining(
-            FitConfig(40, log_every=10, save_every=20), batch=4, peak_lr=1e-2, below=below
+            FitConfig(steps, log_every=10, save_every=20), batch=4, peak_lr=rate, below=below
         ),
     )
     train(job, records(["one", "two"] * 4), records(["one", "two"], seed=1), whisper)
@@ -88,9 +88,7 @@ def test_a_tiny_run_learns_and_saves_what_it_trained(whisper, tmp_path, below):
     lost = [line["asr"] for line in map(json.loads, lines) if "asr" in line]
     assert lost[-1] < 0.8 * lost[0]
     judged = [line for line in map(json.loads, lines) if "held_out/asr" in line]
-    assert judged[-1]["held_out/asr"] < lost[0]
-    if not below:  # at this rate and in so few steps, what is below comes to hear all tones alike
-        assert judged[-1]["held_out/codes"] > 1
+    assert judged[-1]["held_out/asr"] < lost[0] and judged[-1]["held_out/codes"] > 1
     saved = load_file(job.run_dir / "asr_units" / "weights.safetensors")
     assert ("below/conv1/kernel" in saved) == below
     assert {"down/kernel", "up/kernel", "norm/scale", "below/norm/scale"} < set(saved)
