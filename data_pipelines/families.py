@@ -7,14 +7,16 @@ from data_pipelines.build_config import SPEECH_KINDS, UNITS, DatasetBuildConfig,
 from slm_jax.data import manifest
 from slm_jax.errors import UserError
 from slm_jax.tokenizers.asr_units import AsrUnits
-from slm_jax.tokenizers.codecs.kinds import CODECS
+from slm_jax.tokenizers.codecs.codec import Codec
+from slm_jax.tokenizers.codecs.frame_codec import FrameCodec
+from slm_jax.tokenizers.codecs.kinds import load_codec
+from slm_jax.tokenizers.spoken_units import Units
 from slm_jax.tokenizers.taste import taste_fingerprint
-from slm_jax.tokenizers.tokenizer import Tokenizer
 from slm_jax.tokenizers.unit_tokenizer import UnitTokenizer, units_fingerprint
 
 
-def load(cfg: DatasetBuildConfig, family: str) -> Tokenizer | AsrUnits:
-    """The tokenizer that makes a family of `cfg`; ASR units have no `decode`.
+def load(cfg: DatasetBuildConfig, family: str) -> Codec | Units:
+    """The tokenizer that makes a family of `cfg`.
 
     Raises:
       UserError: its folder holds no such tokenizer.
@@ -24,7 +26,7 @@ def load(cfg: DatasetBuildConfig, family: str) -> Tokenizer | AsrUnits:
         return UnitTokenizer.load(folder, locate=fetch.locate)
     if kind == "asr_units":
         return AsrUnits.load(fetch.locate(cfg.asr), folder)
-    return CODECS[kind](folder)
+    return load_codec(kind, folder) if folder else FrameCodec.load()
 
 
 def fingerprint(cfg: DatasetBuildConfig, family: str) -> str | None:

@@ -4,7 +4,7 @@ python launch/evaluate.py --run=runs/NAME [--report_only] [--beside=runs/OTHER .
 python launch/evaluate.py --suite=swap [--taste DIR] [--datasets NAME ...] [--pairs NAME ...]
 python launch/evaluate.py --suite=tokenizer [--taste DIR] [--datasets NAME ...] [--unheard NAME ...]
 python launch/evaluate.py --suite=tokenizers [--datasets NAME ...] [--codecs KIND=DIR ...]
-  [--units DIR ...] [--probes N]
+  [--recordings NAME ...] [--units DIR ...] [--unit_vocoders DIR ...] [--probes N]
 """
 
 from __future__ import annotations
@@ -102,14 +102,19 @@ def measure_tokenizer(
 
 def compare_tokenizers(args: argparse.Namespace) -> None:
     """All tokenizers that run here beside well-known codecs and damages, into RUN/tokenizers."""
-    from slm_jax.evaluation.tokenizers import systems  # of extra `eval`
+    from data_pipelines.recordings import open_recordings  # of extra `eval`, as what follows
+    from slm_jax.evaluation.tokenizers import systems
     from slm_jax.evaluation.tokenizers.suite import run_suite
 
     decode = DecodeJob()
     run_suite(
         args.datasets,
-        [*systems.starter_codecs(), *map(systems.parse_codec, args.codecs)],
-        dict(systems.load_units(one, fetch.locate) for one in (None, *args.units)),
+        open_recordings(args.recordings, args.limit),
+        [
+            *systems.starter_codecs(),
+            *map(systems.parse_codec, args.codecs),
+            *systems.all_units([None, *args.units], args.unit_vocoders, decode.asr, fetch.locate),
+        ],
         args.run / "tokenizers",
         taste=args.taste,
         whisper=fetch.locate(decode.asr),
@@ -184,10 +189,15 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     speech.add_argument("--pairs", default=[], help="swap: datasets of re-read sentences", **names)
     unheard = "tokenizer: datasets or voices that no training stage has heard"
     speech.add_argument("--unheard", default=[], help=unheard, **names)
-    kinds = "tokenizers: codecs beside the starter, as mimi=DIR"
+    kinds = "tokenizers: fetched recordings of no dataset: librivox, prompts_es and the like"
+    speech.add_argument("--recordings", default=[], help=kinds, **names)
+    kinds = "tokenizers: codecs beside the starter, as mimi=DIR, or mimi=DIR@8 for 8 levels"
     speech.add_argument("--codecs", default=[], help=kinds, nargs="+", metavar="KIND=DIR")
-    kinds = "tokenizers: units beside the starter's, of data_pipelines.fit_units"
-    speech.add_argument("--units", default=[], help=kinds, nargs="+", type=Path, metavar="DIR")
+    folders = {"default": [], "nargs": "+", "type": Path, "metavar": "DIR"}
+    kinds = "tokenizers: units beside the starter's, of fit_units or train_asr_units"
+    speech.add_argument("--units", help=kinds, **folders)
+    kinds = "tokenizers: unit vocoders, which speak the units that they were trained for"
+    speech.add_argument("--unit_vocoders", help=kinds, **folders)
     learn = "tokenizers: train probes on the codes of N utterances of each train split"
     speech.add_argument("--probes", type=int, metavar="N", help=learn)
     labels = "tokenizers: genders of speakers of your own, as NAME=female, for a probe"

@@ -20,6 +20,7 @@ from slm_jax import config
 from slm_jax.decoding.job import DecodeJob
 from slm_jax.errors import UserError, run_main
 from slm_jax.evaluation.run import evaluate_run
+from slm_jax.models.speech_lm import SpeechLMConfig
 from slm_jax.nn import tree
 from slm_jax.paths import cache_dir
 from slm_jax.tokenizers.taste import Taste
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     prepare(job)
     llm = _asset(job.llm.path) if job.llm else None
     codebooks = None
-    if job.system.model.head == "continuous":
+    if isinstance(job.system.model, SpeechLMConfig) and job.system.model.head == "continuous":
         codebooks = Taste.load(
             _asset("whisper_tiny_en"), _asset("pronunciations"), job.taste
         ).codebook_latents

@@ -31,7 +31,7 @@ class StreamSpec:
       width: vector width; 0 unless kind is "continuous".
       fingerprint: digest of whatever produced the stream (weights, settings); two streams are
         interchangeable if and only if their fingerprints are equal.
-      lookahead: seconds (or words, on the word clock) of future input that one item needs.
+      lookahead: seconds of audio behind the time of an item that it depends on, at most.
     """
 
     name: str

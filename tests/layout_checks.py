@@ -39,23 +39,23 @@ def replay(layout, record, key=None, lengths=None):
     grid = layout.arrange(record, key)
     given = {}
     for stream in layout.streams:
-        if not stream.predicted:
+        if not stream.predicted and stream.family in record:
             levels = stream.first + len(stream.vocab)
             given[stream.family] = [record[stream.family].values[:, :levels]]
     known = {family: [count] for family, count in (lengths or {}).items()}
+    fed = [n for n, s in enumerate(layout.streams) if s.predicted and not any(s.weights)]
     state = scheduler.init(1, given, known, [row.init for row in layout.rows])
     rng, cells, order = np.random.default_rng(0), [], numbered(grid.cells)
     for column in range(int(layout.initial), grid.content.shape[1]):
         assert not state.done[0], f"done at column {column} of {grid.content.shape[1]}"
-        truth = grid.content[:, column]
+        truth, told = grid.content[:, column], grid.cells[:, column]
         noise = rng.integers(0, 5, len(truth))
-        wanted = grid.cells["weight"][:, column] > 0
-        candidates = np.where(wanted, truth, noise)[None].astype(np.int32)
+        wanted = (told["weight"] > 0) | np.isin(told["stream"], fed)  # by the host
+        said = np.where(told["said"] >= 0, told["said"], truth)
+        candidates = np.where(wanted, said, noise)[None].astype(np.int32)
         state, made = step(scheduler.automata, state, candidates)
         np.testing.assert_array_equal(made.ids[0], truth, f"column {column}")
-        told = grid.cells[:, column]
         fresh = np.array(made.stream[0]) >= 0  # what is held or copied is no item of its own
-        told = grid.cells[:, column]
         assert fresh[wanted & (told["stream"] >= 0)].all()
         np.testing.assert_array_equal(np.array(made.stream[0])[fresh], told["stream"][fresh])
         np.testing.assert_array_equal(np.array(made.item[0])[fresh], order[:, column][fresh])

@@ -4,7 +4,7 @@ import numpy as np
 from flax import nnx
 
 from slm_jax.nn.quantizers import RvqConfig
-from slm_jax.nn.tree import flatten, pure_params
+from slm_jax.nn.tree import flatten, merge, pure_params
 from slm_jax.tokenizers.codecs.codec import build
 from slm_jax.tokenizers.codecs.dac import Dac, DacConfig, DacNetwork
 from slm_jax.tokenizers.codecs.encodec import Encodec, EncodecConfig, EncodecNetwork
@@ -58,7 +58,7 @@ def dac(ratios=(2, 2, 2)):
 def snac(**changes):
     sizes = {"filters": 16, "ratios": (2, 3), "decoder_ratios": (3, 2), "decoder_width": 128}
     config = SnacConfig(600, **sizes, codes=32, code_width=4, **changes)
-    return Snac(random_network(lambda: SnacNetwork(config, rngs=nnx.Rngs(0))))
+    return Snac(random_network(lambda: SnacNetwork(config, rngs=nnx.Rngs(0))), 3)
 
 
 def encodec_chunked():
@@ -112,3 +112,8 @@ TINY_CODECS = {
     "snac": snac,
     "snac_attention": lambda: snac(window=6),
 }
+
+
+def coarse(codec, levels):
+    """The same codec, of which only the first levels are written."""
+    return type(codec)(merge(codec._graphdef, codec._params), levels)

@@ -80,6 +80,7 @@ def gin(data, runs, **more):
         "Layout.of = @Par()",
         "Par.parts = (@Text(), @Delay())",
         "Delay.of = @Stream()",
+        "System.model = @SpeechLMConfig()",
         "SpeechLMConfig.backbone = @BackboneConfig()",
     ]
     return "\n".join(lines) + "\n"

@@ -1,18 +1,33 @@
 """Models of a few thousand random weights in the published formats, for tests."""
 
+import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import tokenizers
 import torch
 import transformers
+from flax import nnx
 from tokenizers import decoders, models, pre_tokenizers
 
-from slm_jax.nn.quantizers import RvqConfig
+from slm_jax.nn.quantizers import FsqConfig, RvqConfig
+from slm_jax.nn.tree import flatten, pure_params
+from slm_jax.tokenizers import kmeans
+from slm_jax.tokenizers.asr_units import save_asr_units
+from slm_jax.tokenizers.asr_units_network import (
+    AsrUnitsConfig,
+    AsrUnitsNetwork,
+    identify,
+    whisper_weights,
+)
 from slm_jax.tokenizers.taste import Taste, save_taste
 from slm_jax.tokenizers.taste_decoder import TasteDecoderConfig
 from slm_jax.tokenizers.taste_network import TasteConfig, TasteNetwork
+from slm_jax.tokenizers.unit_encoder import UnitEncoder
+from slm_jax.tokenizers.unit_tokenizer import save_units
+from slm_jax.tokenizers.unit_vocoder import UnitNetwork, UnitVocoder, UnitVocoderConfig
 from slm_jax.tokenizers.vocoder import VocoderConfig
 from slm_jax.tokenizers.whisper import Whisper
 
@@ -85,3 +100,51 @@ def tiny_taste(folder: Path, whisper: Path, **changes) -> Path:
 def load_tiny_taste(folder: Path, whisper: Path, **changes) -> Taste:
     tiny_taste(folder, whisper, **changes)
     return Taste.load(whisper, folder, folder)
+
+
+_NOISE = np.random.default_rng(0).normal(size=16_000).astype(np.float32) * 0.1
+
+
+def tiny_units(folder: Path, whisper: Path, audios: Sequence[np.ndarray] = (_NOISE,)) -> Path:
+    """Twelve units of the first layer."""
+    encoder = UnitEncoder.load(whisper, 1)
+    features = np.concatenate([encoder.features(audio) for audio in audios])
+    means = kmeans.fit(features, 12, 0, source=encoder.source)
+    save_units(folder, means, str(whisper), 1)
+    return folder
+
+
+ASR_UNITS = AsrUnitsConfig(layer=1, pool=4, fsq=FsqConfig(levels=1, grid=(3, 3, 3)))
+
+
+def start_asr_units(whisper: Path, config: AsrUnitsConfig = ASR_UNITS):
+    """Config and what would be trained, at its start."""
+    loaded = Whisper.load(whisper)
+    config = dataclasses.replace(config, whisper=identify(loaded))
+    fresh = flatten(pure_params(AsrUnitsNetwork(config, loaded.config, rngs=nnx.Rngs(0)))[1])
+    given = whisper_weights(config, loaded)
+    trained = {n: x for n, x in (fresh | given).items() if not n.startswith("decoder/")}
+    kept = {n: x for n, x in trained.items() if n not in given or not n.startswith("below/")}
+    return config, kept
+
+
+def tiny_asr_units(folder: Path, whisper: Path) -> Path:
+    """Supervised units at 12.5 Hz, untrained."""
+    save_asr_units(folder, *start_asr_units(whisper))
+    return folder
+
+
+def tiny_unit_vocoder(kmeans: str, units: int) -> UnitVocoder:
+    """A random one for units of this fingerprint."""
+    config = UnitVocoderConfig(
+        kmeans=kmeans,
+        units=units,
+        width=8,
+        mlp=8,
+        duration_layers=1,
+        unit_layers=1,
+        frame_layers=1,
+        speaker_width=4,
+        vocoder=VocoderConfig(width=8, mlp=8, layers=1),
+    )
+    return UnitVocoder(config, pure_params(UnitNetwork(config, rngs=nnx.Rngs(0)))[1])

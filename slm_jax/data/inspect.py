@@ -105,7 +105,7 @@ def _families(dataset: Dataset) -> Table:
             spec.kind,
             _clock(spec),
             " ".join(map(str, spec.vocab)) or (f"width {spec.width}" if spec.width else "-"),
-            f"{spec.lookahead:g} {'words' if spec.clock == WORD else 's'}",
+            f"{spec.lookahead:g} s",
             spec.fingerprint or "-",
             str(len(family.files)),
             f"{size:.1f}",

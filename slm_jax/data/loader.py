@@ -21,6 +21,7 @@ from grain.experimental import index_shuffle
 from slm_jax.data import packing
 from slm_jax.data.dataset import Split
 from slm_jax.data.registry import DatasetSpec, MixtureSpec
+from slm_jax.data.rows import pack_row, stack
 from slm_jax.errors import UserError
 from slm_jax.layouts import Layout
 from slm_jax.paths import cache_dir
@@ -50,10 +51,7 @@ class _Part:
 class Loader:
     """Packed batches of a mixture under a layout.
 
-    A batch is a dict of arrays, B rows of the global batch, R rows of the layout, S columns:
-    "tokens", "targets" int32 [B, R, S]; "weights" float32 [B, R, S]; "segment_ids" int32 [B, S],
-    0 for padding, else 1, 2, ... for each record; "positions" int32 [B, S], from 0 in each record;
-    "origins" int32 [B, R, S], columns of the row (`Layout.origins`).
+    A batch has B rows as `slm_jax.data.rows.pack_row` makes them.
 
     Args:
       mixture: what to draw from, and how much of each.
@@ -91,7 +89,7 @@ class Loader:
     def batch(self, step: int, rows: Sequence[int] | np.ndarray | None = None) -> Batch:
         """Batch `step`; of its global rows those asked for, or all."""
         rows = range(self.batch_size) if rows is None else rows
-        return _stack([self._train_row(step, int(row)) for row in rows])
+        return stack([self._train_row(step, int(row)) for row in rows])
 
     def iterate(
         self,
@@ -120,8 +118,8 @@ class Loader:
                     part, index = packed[place]
                     batch.append(self._row(part, part.plan.row(index), (self.seed, place)))
                 else:
-                    batch.append(self._empty_row())
-            yield _stack(batch)
+                    batch.append(pack_row(self.layout, self.seq_len, (), (self.seed, place)))
+            yield stack(batch)
 
     def summary(self) -> dict[str, dict[str, float]]:
         """For each dataset: its rate, records, packed rows, fill of the rows, records skipped."""
@@ -137,7 +135,11 @@ class Loader:
         }
 
     def _part(self, spec: DatasetSpec, split: str, cache: Path) -> _Part:
-        families = [f for f in self.layout.families if f in spec.families or not spec.text_only]
+        families = [
+            family
+            for family in self.layout.families
+            if family in spec.families or not (spec.text_only or family in self.layout.optional)
+        ]
         if not families:
             wanted = ", ".join(self.layout.families)
             message = f"dataset {spec.name!r} has none of the layout's streams: {wanted}"
@@ -152,7 +154,12 @@ class Loader:
             return np.array([self.layout.length(record) for record in records], np.int64)
 
         lengths = packing.cached_array(cache, f"lengths-{key}", measure)
-        plan = packing.cached_plan(cache, lengths, key, self.seq_len, self.seed)
+        room = lengths
+        if not self.layout.packs:  # each record that fits takes a whole row
+            fits = (lengths > 0) & (lengths <= self.seq_len)
+            room, key = np.where(fits, self.seq_len, lengths), f"{key}-apart"
+        plan = packing.cached_plan(cache, room, key, self.seq_len, self.seed)
+        plan = dataclasses.replace(plan, lengths=lengths)
         if not len(plan):
             shortest = f"its shortest takes {lengths.min()}" if len(lengths) else "it is empty"
             raise UserError(
@@ -167,30 +174,8 @@ class Loader:
         return self._row(chosen, chosen.row(index), (self.seed, step, row))
 
     def _row(self, part: _Part, records: np.ndarray, key: tuple[int, ...]) -> Batch:
-        row = self._empty_row()
-        column = 0
-        for segment, index in enumerate(records):
-            grid = self.layout.arrange(part.records[int(index)], (*key, segment))
-            here = slice(column, column + grid.tokens.shape[-1])
-            row["tokens"][:, here] = grid.tokens
-            row["targets"][:, here] = grid.targets
-            row["weights"][:, here] = grid.weights
-            row["segment_ids"][here] = segment + 1
-            row["positions"][here] = np.arange(here.stop - column)
-            row["origins"][:, here] = column + self.layout.origins(grid.clock)
-            column = here.stop
-        return row
-
-    def _empty_row(self) -> Batch:
-        shape = (len(self.layout.rows), self.seq_len)
-        return {
-            "tokens": np.zeros(shape, np.int32),
-            "targets": np.zeros(shape, np.int32),
-            "weights": np.zeros(shape, np.float32),
-            "segment_ids": np.zeros(self.seq_len, np.int32),
-            "positions": np.zeros(self.seq_len, np.int32),
-            "origins": np.zeros(shape, np.int32),
-        }
+        found = (part.records[int(index)] for index in records)
+        return pack_row(self.layout, self.seq_len, found, key)
 
 
 def host_rows(batch_size: int, process_index: int, process_count: int) -> np.ndarray:
@@ -232,10 +217,6 @@ class _Steps:
 
     def __getitem__(self, step: int) -> Batch:
         return self._loader.batch(step, self._rows)
-
-
-def _stack(rows: Sequence[Batch]) -> Batch:
-    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 def _check_same_tokenizers(parts: Sequence[_Part]) -> None:

@@ -185,7 +185,7 @@ def add_family(root: Path, spec: StreamSpec, *, licences: Sequence[str] = ()) ->
         old = load_manifest(root)
         present = old.families.get(spec.name)
         if present is not None:
-            if present.spec == spec:
+            if dataclasses.replace(present.spec, lookahead=spec.lookahead) == spec:
                 return old
             raise UserError(
                 f"{root} already has a family {spec.name!r} from another tokenizer "

@@ -34,9 +34,18 @@ def read_config(path: Path) -> tuple[str, BackboneConfig]:
             f"{path} is of architecture {architecture}, known are {', '.join(ARCHITECTURES)}",
             NOT_SUPPORTED,
         )
+    return architecture, decoder_config(path, architecture, fields)
+
+
+def decoder_config(path: Path, architecture: str, fields: dict[str, Any]) -> BackboneConfig:
+    """The sizes of one decoder from its fields, which may be a part of a larger config.json.
+
+    Raises:
+      UserError: a trait that the backbone lacks, or a size that is not given.
+    """
     _refuse(path, fields)
     try:
-        return architecture, _config(path, architecture, fields)
+        return _config(path, architecture, fields)
     except KeyError as error:
         raise UserError(f"{path} lacks {error}", "download it again") from None
     except ValueError as error:

@@ -12,7 +12,7 @@ import numpy as np
 from slm_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from slm_jax.layouts.operators import Stream
+    from slm_jax.layouts.operators import AnyStream
 
 # One cell. It holds item `item` of level `level` of the layout's stream number `stream`, or, where
 # that is SPECIAL, the id `id`. `weight` is what it counts as a target. A model that reads the cell
@@ -58,11 +58,11 @@ class View:
     """
 
     record: Mapping[str, Any]
-    streams: tuple[Stream, ...]
+    streams: tuple[AnyStream, ...]
     rng: np.random.Generator | None = None
     name: str = ""
 
-    def number(self, stream: Stream) -> int:
+    def number(self, stream: AnyStream) -> int:
         return self.streams.index(stream)
 
     def chance(self) -> np.random.Generator:
@@ -74,7 +74,7 @@ class View:
         return np.random.default_rng(0)
 
     def values(self, family: str) -> np.ndarray:
-        """int [n, levels].
+        """int [n, levels], or float [n, width].
 
         Raises:
           UserError: the record lacks the stream.

@@ -8,8 +8,9 @@ import itertools
 import numpy as np
 
 from slm_jax.layouts.cells import View, specials
+from slm_jax.layouts.expression import ZERO, Expression, Operator
 from slm_jax.layouts.grid import Row
-from slm_jax.layouts.operators import ZERO, Expression, Operator, Stream
+from slm_jax.layouts.operators import Stream
 from slm_jax.layouts.program import Builder, State
 from slm_jax.layouts.sequences import Seq
 
@@ -55,8 +56,9 @@ class Bistream(Operator):
         [row] = Seq((self.text, self.speech)).rows
         most = max(self.fill, self.task) + 1
         names = (*row.names, (self.fill, "FILL"), (self.task, "TASK"))
-        vocab = max(row.vocab, most)
-        return (dataclasses.replace(row, classes=vocab, vocab=vocab, names=names),)
+        sizes = {"classes": max(row.classes, self.fill + 1), "vocab": max(row.vocab, most)}
+        lowest = min(row.lowest, self.fill)
+        return (dataclasses.replace(row, lowest=lowest, names=names, **sizes),)
 
     def columns(self, view: View) -> int:
         return self.text.columns(view) + 1 + self.speech.columns(view)
@@ -181,8 +183,8 @@ class Nar(Operator):
     @property
     def rows(self) -> tuple[Row, ...]:
         return tuple(
-            dataclasses.replace(row, init=ZERO, names=(*row.names, (ZERO, "-")))
-            for row in self.of.rows
+            dataclasses.replace(row, init=ZERO, predicted=n > 0, names=(*row.names, (ZERO, "-")))
+            for n, row in enumerate(self.of.rows)
         )
 
     def columns(self, view: View) -> int:

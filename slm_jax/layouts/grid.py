@@ -16,7 +16,8 @@ class Row:
       name: "text", or family and level as "taste.0".
       family: the dataset family that fills it; "" where several do.
       level: codebook level within the family, 0 is coarse; -1 where the row has no items.
-      classes: ids that a head may predict, [0, classes).
+      classes: ids that a head may predict, [lowest, classes).
+      lowest: the least of these; what is only read comes before in a shared row.
       vocab: ids that may stand in the grid, [0, vocab); -1 stands for an empty cell.
       init: id of the cells before the row's first item.
       pad: id of the cells after its last.
@@ -27,6 +28,8 @@ class Row:
       weight: loss weight of its targets.
       pad_weight: loss weight of `pad`.
       names: what special ids are called.
+      ranges: [first, after the last) of the ids of each stream whose items stand in it.
+      width: of the vectors that stand in it; 0 for a row of ids (`Vectors`).
     """
 
     name: str
@@ -42,6 +45,9 @@ class Row:
     weight: float = 1.0
     pad_weight: float = 0.0
     names: tuple[tuple[int, str], ...] = ()
+    ranges: tuple[tuple[int, int], ...] = ()
+    width: int = 0
+    lowest: int = 0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -74,7 +80,7 @@ class Restored(NamedTuple):
     """One stream read back from a grid: a `StreamItem` of a dataset without its id.
 
     Attributes:
-      values: int32 [n, levels].
+      values: int32 [n, levels]; [n, 0] for vectors, which `kept` finds in the record.
       index: int32 [n], the word of each item where a word has several; else None.
       kept: int [n], which items of the stream these are.
     """

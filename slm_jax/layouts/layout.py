@@ -13,14 +13,13 @@ from slm_jax.errors import UserError
 from slm_jax.layouts import word_clock
 from slm_jax.layouts.cells import View, named, specials
 from slm_jax.layouts.chance import Nar
-from slm_jax.layouts.grid import Grid, Restored, Row
-from slm_jax.layouts.operators import (
-    Expression,
-    Operator,
-    Stream,
-    check_lengths,
-    text_of,
-)
+from slm_jax.layouts.checks import check_rows, check_streams
+from slm_jax.layouts.ctc import Ctc
+from slm_jax.layouts.expression import Expression, Operator
+from slm_jax.layouts.grid import Grid, Row
+from slm_jax.layouts.machine import Machine
+from slm_jax.layouts.operators import AnyStream, check_lengths, text_of
+from slm_jax.layouts.reading import Reading
 from slm_jax.layouts.rows import delays_of
 from slm_jax.layouts.scheduler import Scheduler
 from slm_jax.layouts.timed import Aligned, Spans
@@ -41,13 +40,13 @@ class Placement(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class Layout(Reading):
     """How the streams of a record become the columns that a transformer sees.
 
     A record maps families to items that have `values` (int [n, levels]) and `index` (the word of
     each item, for text); layouts that align by time also read "words". With a `Text` row, a record
     that has no other stream of the layout is text only: the other rows stay at INIT and predict
-    nothing.
+    nothing. Streams of vectors have `values` float [n, width].
 
     Attributes:
       name: for people and error messages.
@@ -55,13 +54,16 @@ class Layout:
       initial: whether a column of INIT ids comes first; not where the expression begins with
         tokens of its own.
       shift: 1 where a column is predicted from the one before; 0 where it is predicted from
-        itself (`Nar`).
+        itself (`Nar`, `Ctc`).
+      upstream: of another transformer that reads the same text first, one id a column, and feeds
+        its states to this one's (`links`).
     """
 
     name: str
     of: Expression
     initial: bool = True
     shift: int = 1
+    upstream: Layout | None = None
 
     def __post_init__(self) -> None:
         wanted = "column" if text_of(self.of) is None else "word"
@@ -69,11 +71,13 @@ class Layout:
             if delay.clock != wanted:
                 reason = "no Text row gives words" if wanted == "column" else "Text gives words"
                 raise ValueError(f"of: Delay.clock must be {wanted!r} ({reason})")
-        names = [row.name for row in self.rows]
-        if len(set(names)) < len(names):
-            raise ValueError(f"of: a stream stands in it twice: {', '.join(names)}")
-        if (self.shift == 0) != _holds(self.of, Nar) or self.shift not in (0, 1):
-            raise ValueError("shift must be 0 with Nar, and 1 without")
+        check_rows(self.rows, self.initial)
+        if self.has_text and self.optional:
+            raise ValueError("of: a Text row is read without all speech or with all: not optional")
+        if (self.shift == 0) != self.holds(Nar, Ctc) or self.shift not in (0, 1):
+            raise ValueError("shift must be 0 with Nar and Ctc, and 1 without")
+        if self.upstream is not None and len(self.upstream.streams) != 1:
+            raise ValueError("upstream must have one stream, the text that both read")
 
     @functools.cached_property
     def rows(self) -> tuple[Row, ...]:
@@ -81,15 +85,32 @@ class Layout:
         return self.of.rows
 
     @functools.cached_property
-    def streams(self) -> tuple[Stream, ...]:
+    def streams(self) -> tuple[AnyStream, ...]:
         """The numbers of cells point here."""
         return self.of.streams
 
     @functools.cached_property
     def families(self) -> tuple[str, ...]:
-        """The streams that a dataset must have."""
-        words = ("words",) if _holds(self.of, Aligned, Spans) else ()
-        return (*dict.fromkeys(stream.family for stream in self.streams), *words)
+        """The streams that are read from a dataset; it may lack those of `optional`."""
+        words = ("words",) if self.holds(Aligned, Machine, Spans) else ()
+        streams = (*self.streams, *(self.upstream.streams if self.upstream else ()))
+        return (*dict.fromkeys(stream.family for stream in streams), *words)
+
+    @functools.cached_property
+    def optional(self) -> frozenset[str]:
+        """Those of `families` that a dataset, or a record, need not have."""
+        needed = {stream.family for stream in self.streams if not stream.optional}
+        return frozenset(stream.family for stream in self.streams) - needed
+
+    @property
+    def packs(self) -> bool:
+        """Whether records may share a row of a batch: not where all columns of it are predicted at
+        once (`Nar`, `Ctc`)."""
+        return self.shift == 1
+
+    def holds(self, *kinds: type[Operator]) -> bool:
+        """Whether an operator of these kinds stands in the expression."""
+        return _holds(self.of, *kinds)
 
     @property
     def has_text(self) -> bool:
@@ -103,7 +124,8 @@ class Layout:
 
     def fingerprint(self) -> str:
         """Digest of the expression: equal if and only if the grids are."""
-        return fingerprint(_tree(self.of), self.initial, self.shift)
+        upstream = [] if self.upstream is None else [self.upstream.fingerprint()]
+        return fingerprint(_tree(self.of), self.initial, self.shift, *upstream)
 
     def check(
         self,
@@ -121,35 +143,22 @@ class Layout:
           source: what an error calls the dataset.
 
         Raises:
-          UserError: naming the stream that is missing, or whose vocabulary or rate differs.
+          UserError: naming the stream that is missing, or whose vocabulary, width or rate differs.
         """
-        for stream in self.streams:
-            family = stream.family
-            if families is not None and family not in families:
-                continue
-            if family not in specs:
-                raise UserError(
-                    f"layout {self.name}: {source} has no stream {family!r}, only "
-                    f"{', '.join(sorted(specs))}",
-                    f"tokenize it with {family}, or name another family in the layout",
-                )
-            spec = specs[family]
-            if spec.vocab[stream.first : stream.first + len(stream.vocab)] != stream.vocab:
-                raise UserError(
-                    f"layout {self.name}: stream {family!r} of {source} has codes per level "
-                    f"{spec.vocab}, the layout says {stream.vocab} from level {stream.first} on",
-                    "set the layout's vocab to that of the tokenizer that made the stream",
-                )
-            if stream.rate and stream.rate != spec.clock:
-                raise UserError(
-                    f"layout {self.name}: stream {family!r} of {source} has {spec.clock} items a "
-                    f"second, the layout says {stream.rate}",
-                    "set Stream.rate to that of the tokenizer",
-                )
+        wanted = [
+            stream
+            for stream in self.streams
+            if (families is None or stream.family in families)
+            and (stream.family in specs or not stream.optional)
+        ]
+        check_streams(self.name, wanted, specs, source)
 
     def length(self, record: Mapping[str, Any]) -> int:
         """Columns that `arrange(record)` feeds to the model, or the most of them where chance
-        decides."""
+        decides; those of `upstream` if they are more."""
+        if self.upstream is not None:
+            own = dataclasses.replace(self, upstream=None).length(record)
+            return max(own, self.upstream.length(record))
         view = self._view(record, None)
         if self.has_text:
             return word_clock.length(self.of, view)
@@ -157,13 +166,7 @@ class Layout:
 
     def place(self, record: Mapping[str, Any], key: Sequence[int] | None = None) -> Placement:
         """The cells behind `arrange`."""
-        view = self._view(record, key)
-        if self.has_text:
-            return Placement(*word_clock.place(self.of, view))
-        cells = self.of.place(view)
-        if self.initial:
-            cells = np.concatenate([word_clock.initial(self.rows), cells], axis=1)
-        return Placement(cells, np.arange(cells.shape[1]) - self.initial)
+        return self._place(self._view(record, key))
 
     def arrange(self, record: Mapping[str, Any], key: Sequence[int] | None = None) -> Grid:
         """Lays one record out.
@@ -175,13 +178,13 @@ class Layout:
         Raises:
           UserError: a stream is missing, streams disagree in length, an id is out of range.
         """
-        cells, clock = self.place(record, key)
+        view = self._view(record, key)
+        cells, clock = self._place(view)
         ids = cells["id"].copy()
         for number, stream in enumerate(self.streams):
             mine = cells["stream"] == number
             if mine.any():
-                table = self._ids(record, stream)
-                ids[mine] = table[cells["item"][mine], cells["level"][mine]]
+                ids[mine] = stream.ids(view)[cells["item"][mine], cells["level"][mine]]
         content = np.where(cells["hidden"], cells["id"], ids).astype(np.int32)
         targets = np.where(cells["said"] >= 0, cells["said"], ids).astype(np.int32)
         weights = cells["weight"]
@@ -192,35 +195,6 @@ class Layout:
             clock.astype(np.int32),
             cells,
         )
-
-    def restore(self, grid: Grid) -> dict[str, Restored]:
-        """Inverse of `arrange` on what the layout keeps.
-
-        Left out are streams without an item, and items that the grid lacks in one of their levels:
-        the last ones under a "truncate" or "valid_only" end, or where decoding was cut short.
-        """
-        if self.has_text:
-            return word_clock.restore(self.rows, self.families, grid)
-        ids = grid.content
-        if self.shift == 0:
-            ids = np.where(grid.cells["hidden"], grid.targets, ids)
-        found: dict[str, dict[int, dict[int, int]]] = {}
-        for number, stream in enumerate(self.streams):
-            for level, (low, _) in enumerate(stream.ranges):
-                mine = (grid.cells["stream"] == number) & (grid.cells["level"] == level)
-                items, values = grid.cells["item"][mine], ids[mine] - low
-                levels = found.setdefault(stream.family, {})
-                levels.setdefault(stream.first + level, {}).update(zip(items, values, strict=True))
-        streams: dict[str, Restored] = {}
-        for family, levels in found.items():
-            # The finer levels that a NAR stage leaves for later are no loss.
-            present = [level for level in sorted(levels) if levels[level] or self.shift]
-            found_in = [set(levels[level]) for level in present]
-            kept = sorted(set.intersection(*found_in)) if found_in else []
-            if kept:
-                values = [[levels[level][item] for level in present] for item in kept]
-                streams[family] = Restored(np.array(values, np.int32), None, np.array(kept))
-        return streams
 
     def dropped(
         self, record: Mapping[str, Any], key: Sequence[int] | None = None
@@ -250,37 +224,6 @@ class Layout:
             return WordScheduler.of(self.rows, self.tail, starts_word)
         return Scheduler.of(self.of)
 
-    def origins(self, clock: np.ndarray) -> np.ndarray:
-        """Where the words (frames) stand whose items come next.
-
-        Args:
-          clock: int [C] of a grid.
-
-        Returns:
-          int32 [R, S]: for each row the last column of the tick to which the item of column s + 1
-          belongs: a level with a delay of d words speaks of the word d words back. It is never
-          after column s, and 0 where there is no such tick yet.
-        """
-        if self.shift == 0:
-            return np.tile(np.arange(len(clock), dtype=np.int32), (len(self.rows), 1))
-        ticks = clock[1:] - np.array([row.delay for row in self.rows])[:, None]
-        return word_clock.last_columns(clock, ticks).clip(
-            max=np.arange(len(clock) - 1, dtype=np.int32)
-        )
-
-    def ends(self, clock: np.ndarray) -> np.ndarray:
-        """What `WordScheduler.init` takes of a prompt.
-
-        Args:
-          clock: int [C] of the prompt.
-
-        Returns:
-          int32 [T], the last column of its last tick, of the tick before, and so on as far back as
-          the most delayed row speaks.
-        """
-        back = np.arange(max(1, *(row.delay for row in self.rows)))
-        return word_clock.last_columns(clock, clock[-1] - back)
-
     def arrange_prompt(self, record: Mapping[str, Any]) -> Grid:
         """The columns from the initial one to that of the last word's last id, to be continued."""
         grid = self.arrange(record)
@@ -309,10 +252,18 @@ class Layout:
         cells = specials(content.shape, 0) if cells is None else cells
         return Grid(content, content[:, 1:], weights, np.asarray(clock, np.int32), cells)
 
+    def _place(self, view: View) -> Placement:
+        if self.has_text:
+            return Placement(*word_clock.place(self.of, view))
+        cells = self.of.place(view)
+        if self.initial:
+            cells = np.concatenate([word_clock.initial(self.rows), cells], axis=1)
+        return Placement(cells, np.arange(cells.shape[1]) - self.initial)
+
     def _view(self, record: Mapping[str, Any], key: Sequence[int] | None) -> View:
         rng = None if key is None else np.random.default_rng([int(k) for k in key])
         view = View(record, self.streams, rng, self.name)
-        missing = [s.family for s in self.streams if s.family not in record]
+        missing = [s.family for s in self.streams if not s.optional and s.family not in record]
         only_text = self.has_text and len(set(missing)) == len(set(self.families)) - 1
         if missing and not (only_text and self.families[0] in record):
             raise UserError(
@@ -324,24 +275,6 @@ class Layout:
             word_clock.check(self.of, view)
         check_lengths(self.of, view)
         return view
-
-    def _ids(self, record: Mapping[str, Any], stream: Stream) -> np.ndarray:
-        """int [n, levels] of a stream, with its offsets."""
-        values = np.asarray(record[stream.family].values)
-        last = stream.first + len(stream.vocab)
-        if last > values.shape[1]:
-            problem = f"has {values.shape[1]} levels, the layout wants level {last - 1}"
-        else:
-            values = values[:, stream.first : last]
-            beyond = ((values < 0) | (values >= np.array(stream.vocab))).any(0)
-            if not beyond.any():
-                return values + np.array([low for low, _ in stream.ranges])
-            level = int(beyond.argmax())
-            problem = f"has ids outside [0, {stream.vocab[level]}) in level {stream.first + level}"
-        raise UserError(
-            f"layout {self.name}: stream {stream.family!r} of {named(record)} {problem}",
-            "set the layout's vocab to that of the tokenizer that made the stream",
-        )
 
 
 def _holds(expression: Operator, *kinds: type) -> bool:

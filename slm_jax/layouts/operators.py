@@ -1,10 +1,4 @@
-"""What all operators are, and the simplest: streams, text, single tokens.
-
-Each is a frozen value. An operator has `rows`; it `place`s the items of a record as cells, row by
-row and column by column; it knows how many `columns` that takes; and it compiles each row to a
-`program` for the decode scheduler. Where a `Text` row is present, columns are words at first
-(*ticks*), and `slm_jax.layouts.layout` gives each word as many columns as it has text ids.
-"""
+"""The simplest operators: streams, text, single tokens."""
 
 from __future__ import annotations
 
@@ -14,62 +8,88 @@ import dataclasses
 import numpy as np
 
 from slm_jax.errors import UserError
-from slm_jax.layouts.cells import View, items, specials
+from slm_jax.layouts.cells import View, items, named, specials
+from slm_jax.layouts.expression import Operator
 from slm_jax.layouts.grid import Row
 from slm_jax.layouts.program import Builder, Option, State
 
-ZERO = -1  # the id of a cell that is empty: it is embedded as zeros
 
+class AnyStream(Operator):
+    """Levels of a stream, of ids or of vectors, as parallel rows, one item a column.
 
-class Operator(abc.ABC):
-    """What all operators have."""
+    Attributes:
+      family: dataset family.
+      vocab: ids per level, coarse first.
+      ranges: (first id, id after the last) of each level, as they stand in the grid.
+      weights: of a target of each level.
+      first: level of the family that is the first here.
+      predicted: False for a stream that is only read.
+      optional: whether a record may lack it; then it has no items.
+      rate: items a second, or 0.
+      end: id after the last item, which is predicted; negative for none.
+    """
+
+    family: str
+    vocab: tuple[int, ...]
+    ranges: tuple[tuple[int, int], ...]
+    weights: tuple[float, ...]
+    first: int = 0
+    predicted: bool
+    optional: bool = False
+    rate: float
+    end: int
 
     @property
-    def inside(self) -> tuple[Operator, ...]:
-        """The operators that this one is made of, in order."""
-        return ()
-
-    @property
-    @abc.abstractmethod
-    def rows(self) -> tuple[Row, ...]:
-        """Top to bottom."""
-
-    @property
-    def streams(self) -> tuple[Stream, ...]:
-        """All streams inside, each once."""
-        found = (stream for part in self.inside for stream in part.streams)
-        return tuple(dict.fromkeys(found))
-
-    @property
-    def machines(self) -> tuple[int, ...]:
-        """The automaton of each row; rows of one share its state, from the top down."""
-        return tuple(range(len(self.rows)))
-
-    @property
-    def tail(self) -> int:
-        """Columns after the streams' own."""
-        return 0
+    def streams(self) -> tuple[AnyStream, ...]:
+        return (self,)
 
     @abc.abstractmethod
-    def columns(self, view: View) -> int:
-        """Columns of `place`, and the most of them where chance decides."""
+    def ids(self, view: View) -> np.ndarray:
+        """int [n, levels], what stands in the grid for each item.
 
-    @abc.abstractmethod
-    def place(self, view: View) -> np.ndarray:
-        """`CELL` [R, C]."""
-
-    @abc.abstractmethod
-    def program(self, row: int, build: Builder, after: int) -> int:
-        """Compiles a row (the first of those that share its automaton).
-
-        Args:
-          row: of this operator.
-          build: collects the states.
-          after: the state that comes after.
-
-        Returns:
-          The state that it begins with.
+        Raises:
+          UserError: the record's items do not fit.
         """
+
+    def taken(self, values: np.ndarray) -> np.ndarray:
+        """What the scheduler is told of items [n, levels] of the family: int [m, own levels]."""
+        own = values[self.distinct(values)]
+        return own[:, self.first : self.first + len(self.vocab)]
+
+    def kept(self, view: View) -> np.ndarray:
+        """Indices of the items that are placed."""
+        if self.optional and self.family not in view.record:
+            return np.arange(0)
+        return self.distinct(view.values(self.family))
+
+    def distinct(self, values: np.ndarray) -> np.ndarray:
+        """Which of the items [n, levels] of the family are placed, by index."""
+        return np.arange(len(values))
+
+    def columns(self, view: View) -> int:
+        return len(self.kept(view)) + (self.end >= 0)
+
+    def place(self, view: View) -> np.ndarray:
+        number, kept = view.number(self), self.kept(view)
+        levels = [items(number, level, kept, weight) for level, weight in enumerate(self.weights)]
+        if self.end >= 0:
+            levels = [
+                np.append(level, specials(1, self.end, weight))
+                for level, weight in zip(levels, self.weights, strict=True)
+            ]
+        return np.stack(levels)
+
+    def option(self, level: int, build: Builder, then: int) -> Option:
+        """Any item of a level."""
+        return Option(*self.ranges[level], build.number(self), level, then)
+
+    def program(self, row: int, build: Builder, after: int) -> int:
+        if self.end >= 0:
+            after = build.chosen(self.end, after)
+        state = State(exit=after, stream=build.number(self), level=row, drop=build.drop)
+        index = build.add(state)
+        state.options = [self.option(row, build, index)]
+        return index
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +118,9 @@ class Text(Operator):
     @property
     def rows(self) -> tuple[Row, ...]:
         ends = {"init": self.bos, "pad": self.eos, "names": ((self.bos, "BOS"), (self.eos, "EOS"))}
-        return (Row("text", self.family, 0, self.vocab, self.vocab, **ends, weight=self.weight),)
+        ranges = ((0, self.vocab),)
+        sizes = {"classes": self.vocab, "vocab": self.vocab, "ranges": ranges}
+        return (Row("text", self.family, 0, **sizes, **ends, weight=self.weight),)
 
     @property
     def streams(self) -> tuple[Stream, ...]:
@@ -121,7 +143,7 @@ class Text(Operator):
 
 
 @dataclasses.dataclass(frozen=True)
-class Stream(Operator):
+class Stream(AnyStream):
     """Levels of a discrete stream as parallel rows, one item a column.
 
     Attributes:
@@ -139,6 +161,7 @@ class Stream(Operator):
       pad_weight: loss weight of `pad`.
       dedup: leave out an item that equals the one before it.
       rate: items a second, for operators that align by time.
+      optional: a record may lack a stream that is only read; its rows are PAD then.
     """
 
     family: str
@@ -154,6 +177,7 @@ class Stream(Operator):
     pad_weight: float = 0.0
     dedup: bool = False
     rate: float = 0.0
+    optional: bool = False
 
     def __post_init__(self) -> None:
         if not self.vocab or min(self.vocab) < 1:
@@ -161,32 +185,38 @@ class Stream(Operator):
         for name in ("offset", "level_weights"):
             if len(getattr(self, name)) not in (0, len(self.vocab)):
                 raise ValueError(f"{name} must have a value for each of {len(self.vocab)} levels")
+        if self.optional and (self.predicted or self.eos >= 0):
+            raise ValueError("optional is for a stream that is only read, and has no EOS")
+
+    @property
+    def end(self) -> int:
+        return self.eos
 
     @property
     def ranges(self) -> tuple[tuple[int, int], ...]:
-        """(first id, id after the last) of each level."""
         offsets = self.offset or (0,) * len(self.vocab)
         return tuple((low, low + size) for low, size in zip(offsets, self.vocab, strict=True))
 
     @property
     def weights(self) -> tuple[float, ...]:
-        """Of a target of each level."""
         given = self.level_weights or (self.weight,) * len(self.vocab)
         return tuple(weight * self.predicted for weight in given)
 
     @property
     def rows(self) -> tuple[Row, ...]:
         rows = []
-        for level, (_, high) in enumerate(self.ranges):
+        for level, (low, high) in enumerate(self.ranges):
             init = self.init if self.init >= 0 else high
             pad = self.pad if self.pad >= 0 else high + 1
+            told = [self.eos] * (self.eos >= 0) + [pad] * (self.pad_weight > 0)
             ends = ((pad, "PAD"), (init, "INIT"))  # where they are one id, that is INIT
             rows.append(
                 Row(
                     name=f"{self.family}.{self.first + level}",
                     family=self.family,
                     level=self.first + level,
-                    classes=max(high, self.eos + 1, (pad + 1) * (self.pad_weight > 0)),
+                    classes=max([high, *(id + 1 for id in told)]),
+                    lowest=min([low, *told]),
                     vocab=max(high, init + 1, pad + 1, self.eos + 1),
                     init=init,
                     pad=pad,
@@ -194,49 +224,33 @@ class Stream(Operator):
                     weight=self.weights[level],
                     pad_weight=self.pad_weight * self.predicted,
                     names=ends + (((self.eos, "EOS"),) if self.eos >= 0 else ()),
+                    ranges=(self.ranges[level],),
                 )
             )
         return tuple(rows)
 
-    @property
-    def streams(self) -> tuple[Stream, ...]:
-        return (self,)
-
-    def kept(self, view: View) -> np.ndarray:
-        """Indices of the items that are placed."""
-        return self.distinct(view.values(self.family))
-
     def distinct(self, values: np.ndarray) -> np.ndarray:
-        """Which of the items [n, levels] of the family are placed, by index."""
         if not self.dedup or len(values) < 2:
             return np.arange(len(values))
         here = values[:, self.first : self.first + len(self.vocab)]
         return np.flatnonzero(np.append(True, (here[1:] != here[:-1]).any(1)))
 
-    def columns(self, view: View) -> int:
-        return len(self.kept(view)) + (self.eos >= 0)
-
-    def place(self, view: View) -> np.ndarray:
-        number, kept = view.number(self), self.kept(view)
-        levels = [items(number, level, kept, weight) for level, weight in enumerate(self.weights)]
-        if self.eos >= 0:
-            levels = [
-                np.append(level, specials(1, self.eos, weight))
-                for level, weight in zip(levels, self.weights, strict=True)
-            ]
-        return np.stack(levels)
-
-    def option(self, level: int, build: Builder, then: int) -> Option:
-        """Any item of a level."""
-        return Option(*self.ranges[level], build.number(self), level, then)
-
-    def program(self, row: int, build: Builder, after: int) -> int:
-        if self.eos >= 0:
-            after = build.chosen(self.eos, after)
-        state = State(exit=after, stream=build.number(self), level=row, drop=build.drop)
-        index = build.add(state)
-        state.options = [self.option(row, build, index)]
-        return index
+    def ids(self, view: View) -> np.ndarray:
+        values = view.values(self.family)
+        last = self.first + len(self.vocab)
+        if last > values.shape[1]:
+            problem = f"has {values.shape[1]} levels, the layout wants level {last - 1}"
+        else:
+            values = values[:, self.first : last]
+            beyond = ((values < 0) | (values >= np.array(self.vocab))).any(0)
+            if not beyond.any():
+                return values + np.array([low for low, _ in self.ranges])
+            level = int(beyond.argmax())
+            problem = f"has ids outside [0, {self.vocab[level]}) in level {self.first + level}"
+        raise UserError(
+            f"layout {view.name}: stream {self.family!r} of {named(view.record)} {problem}",
+            "set the layout's vocab to that of the tokenizer that made the stream",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -258,7 +272,8 @@ class Token(Operator):
         vocab = self.id + 1
         classes = vocab * (self.weight > 0)
         names = ((self.id, self.name),)
-        return (Row(self.name, "", -1, classes, vocab, self.id, self.id, names=names),)
+        said = {"predicted": self.weight > 0, "lowest": self.id}
+        return (Row(self.name, "", -1, classes, vocab, self.id, self.id, names=names, **said),)
 
     def columns(self, view: View) -> int:
         return 1
@@ -270,9 +285,6 @@ class Token(Operator):
         if self.weight:
             return build.chosen(self.id, after)
         return build.forced(self.id, after)
-
-
-Expression = Operator
 
 
 def text_of(expression: Operator) -> Text | None:

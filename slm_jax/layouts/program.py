@@ -46,6 +46,7 @@ class State:
     clock: count cells instead of items for that.
     follows: stream whose level `level` stands here if its level 0 does in this column; else `fill`.
     waits: parts that must be over.
+    unread: what is sampled says what comes next, but the cell stays empty.
     """
 
     fill: int = SAMPLED
@@ -58,6 +59,7 @@ class State:
     clock: bool = False
     follows: int = -1
     waits: tuple[Hashable, ...] = ()
+    unread: bool = False
 
 
 class Builder:
@@ -153,7 +155,7 @@ class Builder:
         ]
         fields = {
             name: np.array([getattr(state, name) for state in self.states])
-            for name in ("then", "exit", "stream", "level", "drop", "clock", "follows")
+            for name in ("then", "exit", "stream", "level", "drop", "clock", "follows", "unread")
         }
         waiting = np.array([bool(state.waits) for state in self.states])
         return Tables(
@@ -162,14 +164,14 @@ class Builder:
             waiting=waiting,
             machines=machines,
             limits=limits,
-            **{k: v if k == "clock" else v.astype(np.int32) for k, v in fields.items()},
+            **{k: v if v.dtype == bool else v.astype(np.int32) for k, v in fields.items()},
         )
 
     def _options(self, index: int) -> list[Option]:
         """Of the state, and of those that it may be left for, which end its stream."""
         state = self.states[index]
         found, over = list(state.options), state.stream
-        while state.fill == SAMPLED and state.exit >= 0:
+        while state.fill == SAMPLED and state.exit >= 0 and not state.unread:
             state = self.states[state.exit]
             if state.fill == SAMPLED:
                 found += [option._replace(ends=over) for option in state.options]
@@ -194,6 +196,7 @@ class Tables(NamedTuple):
     drop: np.ndarray
     clock: np.ndarray
     follows: np.ndarray
+    unread: np.ndarray
     waiting: np.ndarray
     machines: np.ndarray
     limits: np.ndarray

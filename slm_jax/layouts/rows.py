@@ -8,8 +8,9 @@ from typing import Literal
 import numpy as np
 
 from slm_jax.layouts.cells import View, specials
+from slm_jax.layouts.expression import Expression, Operator
 from slm_jax.layouts.grid import Row
-from slm_jax.layouts.operators import Expression, Operator, Stream, text_of
+from slm_jax.layouts.operators import AnyStream, text_of
 from slm_jax.layouts.program import COPIED, Builder, State
 
 
@@ -102,7 +103,7 @@ class Delay(Operator):
             raise ValueError("by must not be negative: delay the other rows instead")
         if text_of(self.of) is not None:
             raise ValueError("of must not hold the Text row: its words are the clock")
-        if self.end != "extend" and any(stream.eos >= 0 for stream in self.of.streams):
+        if self.end != "extend" and any(stream.end >= 0 for stream in self.of.streams):
             raise ValueError(f"end = {self.end!r} would drop the EOS of delayed rows: extend")
         shared = {}
         for machine, delay in zip(self.of.machines, self.delays, strict=True):
@@ -175,7 +176,7 @@ class Delay(Operator):
             state = build.add(State(then=state, drop=column - room, **ends))
         return state
 
-    def _level(self, row: Row) -> tuple[Stream, int]:
+    def _level(self, row: Row) -> tuple[AnyStream, int]:
         """Where the row's items come from."""
         return next(
             (stream, row.level - stream.first)
@@ -216,6 +217,7 @@ class Copies(Operator):
         if self.blank is not None:
             rest |= {"family": "", "level": -1, "vocab": self.blank + 1}
             rest |= {"init": self.blank, "pad": self.blank, "names": ((self.blank, "-"),)}
+            rest |= {"ranges": (), "width": 0}
         copies = tuple(
             dataclasses.replace(row, name=f"{row.name}'{n}", **rest) for n in range(1, self.count)
         )

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from slm_jax.layouts.operators import Operator, Stream
+from slm_jax.layouts.expression import ZERO, Operator
+from slm_jax.layouts.operators import AnyStream
 from slm_jax.layouts.program import COPIED, HELD, SAMPLED, Builder, Tables
 
 ENDLESS = np.int32(2**30)  # items of a stream whose end is not known yet
@@ -57,6 +58,20 @@ class Column(NamedTuple):
     item: jax.Array
 
 
+class Opened(NamedTuple):
+    """A column that is being written.
+
+    Attributes:
+      state: after the rows so far.
+      before: `State.counts` before the column.
+      said: int32 [B, M], last id of each automaton in this column.
+    """
+
+    state: State
+    before: jax.Array
+    said: jax.Array
+
+
 @functools.partial(
     jax.tree_util.register_dataclass, data_fields=["tables", "end"], meta_fields=["machines"]
 )
@@ -91,6 +106,32 @@ class Automata:
         candidates = jnp.asarray(candidates, jnp.int32)
         return jax.vmap(self._column)(state, candidates)
 
+    def open(self, state: State) -> Opened:
+        """Begins the next column, for `write` of each row in order and `close`: `next` in parts,
+        for a sampler that must know the rows above."""
+        return Opened(state, state.counts, jnp.zeros_like(state.at))
+
+    def write(self, opened: Opened, row: int, candidate: jax.Array) -> tuple[Opened, Column]:
+        """Decides one cell.
+
+        Args:
+          opened: with all rows above it written.
+          row: of the layout.
+          candidate: int [B].
+
+        Returns:
+          The column so far, and the cell, each [B].
+        """
+        return jax.vmap(lambda opened, candidate: self._write(opened, row, candidate))(
+            opened, jnp.asarray(candidate, jnp.int32)
+        )
+
+    def close(self, opened: Opened, ids: jax.Array) -> State:
+        """The state after the column int [B, R]."""
+        return jax.vmap(lambda state, ids: self._settle(state._replace(held=ids)))(
+            opened.state, ids
+        )
+
     def settle(self, state: State) -> State:
         """Leaves all states that are over, as before the first column."""
         return jax.vmap(self._settle)(state)
@@ -108,24 +149,24 @@ class Automata:
         return jax.tree.map(lambda table: jnp.asarray(table)[at], self.tables)
 
     def _column(self, state: State, candidates: jax.Array) -> tuple[State, Column]:
-        before = state.counts
+        def write(opened: Opened, inputs: tuple) -> tuple[Opened, Column]:
+            return self._write(opened, *inputs)
 
-        def write(carry: tuple[State, jax.Array], row: tuple) -> tuple:
-            state, said = carry
-            number, machine, candidate = row
-            at = state.at[machine]
-            for _ in range(_HOPS):  # a stream may have ended within the column
-                at = jnp.where(self._ended(state, at), self._of(at).exit, at)
-            held = state.held[number]
-            then, counts, lengths, cell = self._cell(state, at, candidate, held, before, said)
-            state = state._replace(
-                at=state.at.at[machine].set(then), counts=counts, lengths=lengths
-            )
-            return (state, said.at[machine].set(cell.ids)), cell
+        rows = jnp.arange(len(self.machines)), candidates
+        opened = Opened(state, state.counts, jnp.zeros_like(state.at))
+        opened, column = jax.lax.scan(write, opened, rows)
+        return self._settle(opened.state._replace(held=column.ids)), column
 
-        rows = jnp.arange(len(self.machines)), jnp.array(self.machines), candidates
-        (state, _), column = jax.lax.scan(write, (state, jnp.zeros_like(state.at)), rows)
-        return self._settle(state._replace(held=column.ids)), column
+    def _write(self, opened: Opened, row: Any, candidate: jax.Array) -> tuple[Opened, Column]:
+        state, before, said = opened
+        machine = jnp.array(self.machines)[row]
+        at = state.at[machine]
+        for _ in range(_HOPS):  # a stream may have ended within the column
+            at = jnp.where(self._ended(state, at), self._of(at).exit, at)
+        held = state.held[row]
+        then, counts, lengths, cell = self._cell(state, at, candidate, held, before, said)
+        state = state._replace(at=state.at.at[machine].set(then), counts=counts, lengths=lengths)
+        return Opened(state, before, said.at[machine].set(cell.ids)), cell
 
     def _cell(
         self,
@@ -171,7 +212,7 @@ class Automata:
         length = jnp.minimum(state.lengths[over], counts[over, 0])
         length = jnp.where(~forced & (over >= 0), length, state.lengths[over])
         cell = Column(
-            ids=jnp.where(forced, fill, id),
+            ids=jnp.where(forced, fill, jnp.where(here.unread, ZERO, id)),
             sampled=~forced & ~is_given,
             stream=jnp.where(special, -1, stream),
             level=jnp.where(special, 0, level),
@@ -205,7 +246,7 @@ class Scheduler:
       automata: what decides each column.
     """
 
-    streams: tuple[Stream, ...]
+    streams: tuple[AnyStream, ...]
     begin: np.ndarray
     automata: Automata
 
@@ -234,7 +275,7 @@ class Scheduler:
         Args:
           batch: B.
           given: family -> for each sequence int [T, levels], items that are known: all of a stream
-            that is only read, the first of another.
+            that is only read (none of an optional one where it is left out), the first of another.
           lengths: family -> items in all, where that is known: given streams that are only read
             have as many as were given.
           inits: ids of the column before, for layouts with an initial one.
@@ -246,9 +287,10 @@ class Scheduler:
         known = np.zeros((batch, numbers), np.int32)
         total = np.full((batch, numbers), ENDLESS)
         for number, stream in enumerate(self.streams):
+            if stream.optional:
+                total[:, number] = 0
             for row, values in enumerate(given.get(stream.family, ())):
-                values = np.asarray(values)[stream.distinct(np.asarray(values))]
-                own = values[:, stream.first : stream.first + len(stream.vocab)]
+                own = stream.taken(np.asarray(values))
                 if own.shape[1] < len(stream.vocab):
                     continue  # the finer levels of the family are to be decoded
                 items[row, number, : len(own), : own.shape[1]] = own

@@ -1,20 +1,23 @@
-"""Operators that put things one after the other: chains, interleaving, flattening, grouping."""
+"""Operators that put things one after the other: chains, flattening, grouping."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 
 from slm_jax.layouts.cells import View, specials
+from slm_jax.layouts.expression import ZERO, Expression, Operator
 from slm_jax.layouts.grid import Row
-from slm_jax.layouts.operators import ZERO, Expression, Operator, Stream
+from slm_jax.layouts.operators import AnyStream, Stream
 from slm_jax.layouts.program import HELD, Builder, State
+from slm_jax.layouts.rows import Par
 
 
-class _InTurn(Operator):
+class InTurn(Operator):
     """Parts that stand one after the other, or in turns, in the same rows."""
 
     parts: tuple[Expression, ...]
@@ -32,7 +35,7 @@ class _InTurn(Operator):
 
 
 @dataclasses.dataclass(frozen=True)
-class Seq(_InTurn):
+class Seq(InTurn):
     """Parts one after the other, in the same rows.
 
     Attributes:
@@ -42,7 +45,7 @@ class Seq(_InTurn):
     parts: tuple[Expression, ...]
 
     def __post_init__(self) -> None:
-        _same_rows(self.parts)
+        same_rows(self.parts)
 
     def place(self, view: View) -> np.ndarray:
         return np.concatenate([part.place(view) for part in self.parts], axis=1)
@@ -95,66 +98,22 @@ class Typed(Operator):
             begin = self._begin(part)
             if begin <= row < begin + len(part.rows):
                 with build.part((id(self), number, row == begin)):
-                    after = part.program(row - begin, build, after)
+                    after = self._even[number].program(row - begin, build, after)
             else:
                 after = build.wait(self.blank, [(id(self), number, True)], after)
         return after
 
+    @functools.cached_property
+    def _even(self) -> tuple[Operator, ...]:
+        """The parts, whose rows end together where some are delayed more."""
+        uneven = (len({row.delay for row in part.rows}) > 1 for part in self.parts)
+        return tuple(
+            Par((part,)) if late else part for part, late in zip(self.parts, uneven, strict=True)
+        )
+
     def _begin(self, part: Operator) -> int:
         number = next(n for n, other in enumerate(self.parts) if other is part)
         return sum(len(before.rows) for before in self.parts[:number])
-
-
-@dataclasses.dataclass(frozen=True)
-class Inter(_InTurn):
-    """Streams in turns, so many items of each; who has more goes on alone (GLM-4-Voice 13:26).
-
-    Attributes:
-      parts: streams without EOS, of ids that no other of them has; put a `Token` after all.
-      turns: items of each part in a turn.
-    """
-
-    parts: tuple[Stream, ...]
-    turns: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        _same_rows(self.parts)
-        _plain(self.parts, "parts")
-        if len(self.turns) != len(self.parts) or min(self.turns) < 1:
-            raise ValueError("turns must give each part at least one item")
-
-    def place(self, view: View) -> np.ndarray:
-        placed = [part.place(view) for part in self.parts]
-        rounds = [np.arange(p.shape[1]) // n for p, n in zip(placed, self.turns, strict=True)]
-        order = np.argsort(np.concatenate(rounds), kind="stable")
-        return np.concatenate(placed, axis=1)[:, order]
-
-    def program(self, row: int, build: Builder, after: int) -> int:
-        return self._turns(frozenset(range(len(self.parts))), row, build, after)[0]
-
-    def _turns(self, left: frozenset[int], row: int, build: Builder, after: int) -> dict[int, int]:
-        """The states with which each part that is left begins its turn."""
-        if len(left) == 1:
-            [part] = left
-            return {part: self.parts[part].program(row, build, after)}
-        order = sorted(left)
-        # A part that is over hands the rest of its turn to the next one.
-        over = {
-            part: self._turns(left - {part}, row, build, after)[order[(n + 1) % len(order)]]
-            for n, part in enumerate(order)
-        }
-        slots = {
-            part: [
-                build.add(State(exit=over[part], stream=build.number(self.parts[part]), level=row))
-                for _ in range(self.turns[part])
-            ]
-            for part in order
-        }
-        for n, part in enumerate(order):
-            following = slots[order[(n + 1) % len(order)]][0]
-            for slot, then in zip(slots[part], [*slots[part][1:], following], strict=True):
-                build.states[slot].options = [self.parts[part].option(row, build, then)]
-        return {part: slots[part][0] for part in order}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +134,7 @@ class Flat(Operator):
     into: Literal["one", "own"] = "one"
 
     def __post_init__(self) -> None:
-        _plain((self.of,), "of")
+        plain((self.of,), "of")
 
     @property
     def inside(self) -> tuple[Operator, ...]:
@@ -185,7 +144,10 @@ class Flat(Operator):
     def rows(self) -> tuple[Row, ...]:
         if self.into == "own":
             return self.of.rows
-        return (dataclasses.replace(_union(self.of.rows), name=self.of.family),)
+        row = _union(self.of.rows)
+        # Levels that differ by their place may share ids.
+        low, high = min(row.ranges)[0], max(high for _, high in row.ranges)
+        return (dataclasses.replace(row, name=self.of.family, ranges=((low, high),)),)
 
     def columns(self, view: View) -> int:
         return self.of.columns(view) * len(self.of.vocab)
@@ -286,7 +248,7 @@ class Stretch(Operator):
       blank: id of the columns after the first; None repeats the item there.
     """
 
-    of: Stream
+    of: AnyStream
     times: int
     blank: int | None = None
 
@@ -309,7 +271,7 @@ class Stretch(Operator):
         )
 
     def columns(self, view: View) -> int:
-        ended = self.of.eos >= 0
+        ended = self.of.end >= 0
         return (self.of.columns(view) - ended) * self.times + ended
 
     def place(self, view: View) -> np.ndarray:
@@ -323,22 +285,24 @@ class Stretch(Operator):
         return np.concatenate([held, cells[:, count:]], axis=1)
 
     def program(self, row: int, build: Builder, after: int) -> int:
-        if self.of.eos >= 0:
-            after = build.chosen(self.of.eos, after)
+        if self.of.end >= 0:
+            after = build.chosen(self.of.end, after)
         item = build.add(State(exit=after, stream=build.number(self.of), level=row))
         rest = build.forced(HELD if self.blank is None else self.blank, item, self.times - 1)
         build.states[item].options = [self.of.option(row, build, rest)]
         return item
 
 
-def _same_rows(parts: Sequence[Operator]) -> None:
+def same_rows(parts: Sequence[Operator]) -> None:
+    """Raises a ValueError where parts that share rows have not as many each."""
     counts = {len(part.rows) for part in parts}
     if len(counts) != 1:
         raise ValueError(f"parts must have as many rows each, not {sorted(counts)}; see Copies")
 
 
-def _plain(streams: Sequence[Stream], field: str) -> None:
-    if any(not isinstance(stream, Stream) or stream.eos >= 0 for stream in streams):
+def plain(streams: Sequence[AnyStream], field: str) -> None:
+    """Raises a ValueError, about `field`, where something is no stream without EOS."""
+    if any(not isinstance(stream, AnyStream) or stream.end >= 0 for stream in streams):
         raise ValueError(f"{field} must be streams without EOS: put a Token after it")
 
 
@@ -349,17 +313,21 @@ def _union(rows: Sequence[Row]) -> Row:
     ends = [name for name in rows[-1].names if name[1] == "PAD"]
     ends += [name for name in rows[0].names if name[1] == "INIT"]
     inner = [name for row in rows for name in row.names if name[1] not in ("INIT", "PAD")]
+    said = [row for row in rows if row.predicted and row.classes]
     return dataclasses.replace(
         rows[0],
         name="+".join(dict.fromkeys(row.name for row in named)),
         family=named[0].family if len({row.family for row in named}) == 1 else "",
         level=max(row.level for row in rows),
-        classes=max(row.classes for row in rows),
+        classes=max((row.classes for row in said), default=0),
+        lowest=min((row.lowest for row in said), default=0),
         vocab=max(row.vocab for row in rows),
         predicted=any(row.predicted for row in rows),
         pad=rows[-1].pad,
         pad_weight=rows[-1].pad_weight,
         names=tuple(dict.fromkeys(ends + inner)),
+        ranges=tuple(dict.fromkeys(ids for row in rows for ids in row.ranges)),
+        width=max(row.width for row in rows),
     )
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from slm_jax.errors import run_main
 from slm_jax.layouts.grid import Row
 from slm_jax.layouts.layout import Layout
+from slm_jax.layouts.vectors import Vectors
 
 LEGEND = """\
 Each column is fed to the model, which predicts the next one. 2.5 is level 2 of item 5; a star marks
@@ -161,7 +162,8 @@ def _record(
             count = len(pieces)
         else:
             count = round(seconds * stream.rate) if stream.rate else frames
-        levels = stream.first + len(stream.vocab)
+        vectors = isinstance(stream, Vectors)
+        levels = stream.width if vectors else stream.first + len(stream.vocab)
         old = record.get(stream.family)
         if old is None or old.values.shape[1] < levels:
             values = np.tile(np.arange(count, dtype=np.int32)[:, None] % 2, (1, levels))

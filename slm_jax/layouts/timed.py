@@ -9,8 +9,9 @@ from typing import Literal
 import numpy as np
 
 from slm_jax.layouts.cells import View, items, specials
+from slm_jax.layouts.expression import ZERO, Operator
 from slm_jax.layouts.grid import Row
-from slm_jax.layouts.operators import ZERO, Operator, Stream, Token
+from slm_jax.layouts.operators import AnyStream, Stream, Token
 from slm_jax.layouts.program import COPIED, Builder, Option, State
 from slm_jax.layouts.rows import Copies
 from slm_jax.layouts.sequences import Seq
@@ -36,7 +37,7 @@ class Aligned(Operator):
     """
 
     of: Stream
-    beside: Stream
+    beside: AnyStream
     pad: int
     epad: int
     pad_weight: float = 1.0
@@ -44,7 +45,7 @@ class Aligned(Operator):
     overflow: Literal["drop", "shift"] = "drop"
 
     def __post_init__(self) -> None:
-        _has_rate(self.beside, "beside")
+        has_rate(self.beside, "beside")
 
     @property
     def inside(self) -> tuple[Operator, ...]:
@@ -54,8 +55,9 @@ class Aligned(Operator):
     def rows(self) -> tuple[Row, ...]:
         [row] = self.of.rows
         names = ((row.init, "INIT"), (self.pad, "PAD"), (self.epad, "EPAD"))
-        most = max(self.pad, self.epad) + 1
+        most, least = max(self.pad, self.epad) + 1, min(self.pad, self.epad)
         sizes = {"classes": max(row.classes, most), "vocab": max(row.vocab, most)}
+        sizes["lowest"] = min(row.lowest, least)
         return (dataclasses.replace(row, pad=self.pad, names=names, **sizes),)
 
     def columns(self, view: View) -> int:
@@ -103,8 +105,8 @@ class Merge(Operator):
 
     def __post_init__(self) -> None:
         for part in self.parts:
-            _has_rate(part, "parts")
-            if len(part.vocab) != 1 or part.eos >= 0:
+            has_rate(part, "parts")
+            if len(part.vocab) != 1 or part.end >= 0:
                 raise ValueError("parts must be streams of one level, without EOS")
 
     @property
@@ -169,8 +171,8 @@ class Spans(Operator):
 
     def __post_init__(self) -> None:
         if isinstance(self.speech, Stream):
-            _has_rate(self.speech, "speech")
-        if any(stream.eos >= 0 for stream in self.streams):
+            has_rate(self.speech, "speech")
+        if any(stream.end >= 0 for stream in self.streams):
             raise ValueError("text and speech must have no EOS: put a Token after the spans")
         if len(self.marks) not in (0, 2) or (self.order == "either" and not self.marks):
             raise ValueError("marks must be two ids; only with order 'both' may there be none")
@@ -266,6 +268,6 @@ def timed(part: Stream | Merge, view: View) -> tuple[np.ndarray, np.ndarray]:
     return part.place(view), part.kept(view) / part.rate
 
 
-def _has_rate(stream: Stream, field: str) -> None:
+def has_rate(stream: AnyStream, field: str) -> None:
     if stream.rate <= 0:
         raise ValueError(f"{field} must be a stream with a rate, in items a second")

@@ -96,15 +96,17 @@ class Backbone(nnx.Module):
 
     Parameters: embedding/embedding [V, D]; layers/{attention_norm,mlp_norm}/scale;
     layers/attention/{q,k,v,o}/kernel (q,k,v/bias; q_norm,k_norm/scale);
-    layers/mlp/{gate,up,down}/kernel; norm/scale; head/kernel [D, V] unless tied.
+    layers/mlp/{gate,up,down}/kernel; norm/scale; head/kernel [D, V] unless tied. With a
+    `vocab_size` of 0 there is neither embedding nor head.
     """
 
     def __init__(self, config: BackboneConfig, rngs: nnx.Rngs):
         self.config = config
-        self.embedding = Embedding(config.vocab_size, config.width, rngs=rngs)
+        if config.vocab_size:
+            self.embedding = Embedding(config.vocab_size, config.width, rngs=rngs)
         self.layers = stack(lambda rngs: Block(config, rngs), config.layers, rngs)
         self.norm = RMSNorm(config.width, epsilon=config.norm_eps)
-        if not config.tie_embeddings:
+        if config.vocab_size and not config.tie_embeddings:
             axes = ("embed", "vocab")
             self.head = Linear(config.width, config.vocab_size, axes=axes, rngs=rngs)
 
@@ -140,55 +142,58 @@ class Backbone(nnx.Module):
         positions: jax.Array,
         segment_ids: jax.Array | None,
         cache: KVCache | None,
-        mix: jax.Array | None,
+        mix: jax.Array | None = None,
+        tap: int | None = None,
     ) -> tuple[jax.Array, jax.Array | None, KVCache | None]:
-        """The same, with a mixture of all layers beside the last state.
+        """The same, with a mixture of all layers, or one of them, beside the last state.
 
         Args:
           x, positions, segment_ids, cache: as above.
           mix: f32 [1 + layers], what the embedded columns and the output of each block count; each
             is first divided by its root mean square, because it grows from layer to layer.
+          tap: in place of `mix`, the block whose output is wanted as it is; 0 is the first.
 
         Returns:
-          hidden, the mixture [B, S, D] (None without `mix`), and the cache.
+          hidden, the mixture or the tapped state [B, S, D] (None without either), and the cache.
         """
         if cache is not None and segment_ids is not None:
             raise ValueError("a cache holds one segment a row: give no segment_ids with it")
         x = x.astype(self.config.dtype)
+        beside = _Beside(mix, tap, self.config.layers)
         if cache is None:
-            x, mixed = self._full(x, positions, segment_ids, mix)
+            x, kept = self._full(x, positions, segment_ids, beside)
         else:
-            x, mixed, cache = self._cached(x, positions, cache, mix)
-        mixed = None if mixed is None else mixed.astype(x.dtype)
-        return self.norm(x), mixed, cache
+            x, kept, cache = self._cached(x, positions, cache, beside)
+        kept = None if kept is None else kept.astype(x.dtype)
+        return self.norm(x), kept, cache
 
-    def logits(self, hidden: jax.Array) -> jax.Array:
-        """hidden [B, S, D] -> text logits [B, S, V]."""
+    def logits(self, hidden: jax.Array, ids: slice = slice(None)) -> jax.Array:
+        """hidden [B, S, D] -> text logits [B, S, V], or those of some `ids`."""
         if self.config.tie_embeddings:
-            return self.embedding.attend(hidden)
-        return self.head(hidden)
+            return hidden @ self.embedding.embedding[ids].astype(hidden.dtype).T
+        return hidden @ self.head.kernel[:, ids].astype(hidden.dtype)
 
     def _full(
         self,
         x: jax.Array,
         positions: jax.Array,
         segment_ids: jax.Array | None,
-        mix: jax.Array | None,
+        beside: _Beside,
     ) -> tuple[jax.Array, jax.Array | None]:
         mask = MaskSpec(True, self.config.window, segment_ids, segment_ids, positions, positions)
 
         def body(block: Block, carry: tuple, share: jax.Array | None) -> tuple[tuple, None]:
-            x, mixed = carry
+            x, kept = carry
             q, k, v = block.attention.project(block.attention_norm(x), positions)
             x += block.attention.output(attention(q, k, v, mask))
             x += block.mlp(block.mlp_norm(x))
-            return (x, _add(mixed, share, x)), None
+            return (x, beside.keep(kept, share, x)), None
 
-        first, shares = _shares(mix, x)
+        first, shares = beside.first(x), beside.shares
         return scan_layers(self.layers, body, (x, first), shares, remat=self.config.remat)[0]
 
     def _cached(
-        self, x: jax.Array, positions: jax.Array, cache: KVCache, mix: jax.Array | None
+        self, x: jax.Array, positions: jax.Array, cache: KVCache, beside: _Beside
     ) -> tuple[jax.Array, jax.Array | None, KVCache]:
         rows, slots = jnp.arange(x.shape[0])[:, None], jnp.arange(cache.k.shape[2])[None]
         mask = MaskSpec(
@@ -198,27 +203,44 @@ class Backbone(nnx.Module):
         # The whole cache is carried and one layer's columns are written in place: as a scanned
         # input and output it would be copied once a step.
         def body(block: Block, carry: tuple, inputs: tuple) -> tuple[tuple, None]:
-            x, mixed, cache = carry
+            x, kept, cache = carry
             layer, share = inputs
             q, k, v = block.attention.project(block.attention_norm(x), positions)
             at = (layer, rows, positions)
             cache = KVCache(cache.k.at[at].set(k, mode="drop"), cache.v.at[at].set(v, mode="drop"))
             x += block.attention.output(attention(q, cache.k[layer], cache.v[layer], mask))
             x += block.mlp(block.mlp_norm(x))
-            return (x, _add(mixed, share, x), cache), None
+            return (x, beside.keep(kept, share, x), cache), None
 
-        first, shares = _shares(mix, x)
+        first, shares = beside.first(x), beside.shares
         layers = jnp.arange(self.config.layers)
         return scan_layers(self.layers, body, (x, first, cache), (layers, shares))[0]
 
 
-def _shares(mix: jax.Array | None, x: jax.Array) -> tuple[jax.Array, jax.Array] | tuple[None, None]:
-    """The mixture before the blocks, f32 [B, S, D], and what each block counts."""
-    return (None, None) if mix is None else (_add(jnp.float32(0), mix[0], x), mix[1:])
+class _Beside:
+    """What is kept beside the last state: a mixture of all states, one of them, or nothing.
 
+    Attributes:
+      shares: [layers] what each block counts, or whether it is the one that is kept; or None.
+    """
 
-def _add(mixed: jax.Array | None, share: jax.Array | None, x: jax.Array) -> jax.Array | None:
-    if share is None:
-        return None
-    wide = x.astype(jnp.float32)
-    return mixed + share * wide * jax.lax.rsqrt(jnp.mean(wide**2, -1, keepdims=True) + 1e-6)
+    def __init__(self, mix: jax.Array | None, tap: int | None, layers: int):
+        self._mix, self._tap = mix, tap
+        self.shares = None if mix is None else mix[1:]
+        if tap is not None:
+            self.shares = jnp.arange(layers) == tap
+
+    def first(self, x: jax.Array) -> jax.Array | None:
+        """Before the blocks: [B, S, D]."""
+        if self._tap is not None:
+            return x
+        return None if self._mix is None else self.keep(jnp.float32(0), self._mix[0], x)
+
+    def keep(self, kept: jax.Array | None, share: jax.Array, x: jax.Array) -> jax.Array | None:
+        """After a block whose output is `x`."""
+        if kept is None:
+            return None
+        if self._tap is not None:
+            return jnp.where(share, x, kept)
+        wide = x.astype(jnp.float32)
+        return kept + share * wide * jax.lax.rsqrt(jnp.mean(wide**2, -1, keepdims=True) + 1e-6)

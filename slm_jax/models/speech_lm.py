@@ -52,6 +52,10 @@ class SpeechLMConfig:
         if self.head == "continuous" and len(set(self.codebooks)) > 1:
             raise ValueError("codebooks must be of one size with the continuous head")
 
+    def with_backbone(self, backbone: BackboneConfig, layout: Layout) -> SpeechLMConfig:
+        """The same on a text LLM."""
+        return dataclasses.replace(self, backbone=backbone)
+
     def check(self, layout: Layout) -> None:
         """Raises a UserError where the model does not fit the rows of the layout."""
         if not layout.has_text:
@@ -228,8 +232,8 @@ def init_from_llm(speech_params: Params, llm_params: Params) -> Params:
     """Puts the weights of a text LLM into the backbone; all else stays as initialised.
 
     Args:
-      speech_params: of a `SpeechLM`, concrete.
-      llm_params: of a `Backbone` of the same sizes without LoRA.
+      speech_params: of a `SpeechLM` or `GridLM`, concrete.
+      llm_params: of a `Backbone` of the same sizes without LoRA; the vocabulary may be smaller.
 
     Raises:
       UserError: naming every weight that is missing, unexpected or of another shape.
@@ -242,10 +246,32 @@ def init_from_llm(speech_params: Params, llm_params: Params) -> Params:
         misshapen=[
             f"{name} {tuple(llm[name].shape)}, wanted {tuple(own[name].shape)}"
             for name in base
-            if name in llm and llm[name].shape != own[name].shape
+            if name in llm and not _fits(name, llm[name].shape, own[name].shape)
         ],
     )
+    llm = {name: _grown(value, own[name]) for name, value in llm.items()}
     return speech_params | {"backbone": unflatten(own | llm)}
+
+
+# Axis of the vocabulary in the weights that have one.
+_VOCABULARY = {"embedding/embedding": 0, "head/kernel": 1}
+
+
+def _fits(name: str, llm: tuple[int, ...], own: tuple[int, ...]) -> bool:
+    """Whether the shapes are equal, but for ids that the LLM lacks."""
+    axis = _VOCABULARY.get(name)
+    if axis is None or len(llm) != len(own):
+        return llm == own
+    return llm[axis] <= own[axis] and llm[1 - axis] == own[1 - axis]
+
+
+def _grown(llm: jax.Array, own: jax.Array) -> jax.Array:
+    """`llm` with its mean for the ids that it lacks: they then disturb its softmax least."""
+    for axis, (have, want) in enumerate(zip(llm.shape, own.shape, strict=True)):
+        if have < want:
+            mean = jnp.repeat(llm.mean(axis, keepdims=True), want - have, axis)
+            return jax.device_put(jnp.concatenate([llm, mean], axis), own.sharding)
+    return llm
 
 
 def set_codebooks(speech_params: Params, codebooks: jax.Array) -> Params:

@@ -13,7 +13,7 @@ class BackboneConfig:
     """Sizes and family traits of a decoder, in the field's terms.
 
     Attributes:
-      vocab_size: text ids V.
+      vocab_size: text ids V; 0 for a decoder that is given vectors alone: no table and no head.
       width: residual width D.
       layers: number of blocks.
       heads, kv_heads: query heads H and key/value heads; H is a multiple of kv_heads.

@@ -120,6 +120,16 @@ class Embedding(nnx.Module):
         return x @ self.embedding.astype(x.dtype).T
 
 
+def gelu(x: jax.Array) -> jax.Array:
+    """x times the normal distribution function of x, in f32, as torch.nn.functional.gelu.
+
+    By erf, within 2e-6 of `jax.nn.gelu(x, approximate=False)`, which takes three times as long on a
+    CPU because its erfc keeps the relative precision of tails that are added to larger numbers.
+    """
+    wide = x.astype(jnp.float32)
+    return (0.5 * wide * (1 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
+
+
 def stack(make: Callable[[nnx.Rngs], M], count: int, rngs: nnx.Rngs) -> M:
     """`count` modules with weights of their own as one; each array has a leading layer axis."""
     return nnx.split_rngs(splits=count)(nnx.vmap(make))(rngs)

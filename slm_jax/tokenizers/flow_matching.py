@@ -9,7 +9,6 @@ text may have, which sounds dull; this draws one of them.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +16,10 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from slm_jax.nn.conv import ConvNeXtBlock
+from slm_jax.nn.flow import TIME_FEATURES, Field, path, time_features
 from slm_jax.nn.layers import LayerNorm, Linear, scan_layers, stack
 
-Field = Callable[[jax.Array, jax.Array], jax.Array]  # (x [B, T, F], t [B]) -> dx/dt [B, T, F]
-
-_SIGMA = 1e-4  # deviation that is left of the noise at t = 1
 _SPREAD = 0.4  # of what the condition leaves open, about that of normalised mels
-_TIME_FEATURES = 64
 _KERNEL = 7
 
 
@@ -74,7 +70,7 @@ class Velocity(nnx.Module):
         self.enter = Linear(features, width, bias=True, rngs=rngs)
         self.condition = Linear(condition, width, rngs=rngs)
         self.speaker = Linear(speaker_width, width, rngs=rngs)
-        self.time_in = Linear(_TIME_FEATURES, width, bias=True, rngs=rngs)
+        self.time_in = Linear(TIME_FEATURES, width, bias=True, rngs=rngs)
         self.time_out = Linear(width, width, bias=True, rngs=rngs)
         self.layers = stack(lambda rngs: _TimedBlock(config, rngs), config.layers, rngs)
         self.norm = LayerNorm(width)
@@ -91,7 +87,7 @@ class Velocity(nnx.Module):
     ) -> Float[Array, "B T F"]:
         """mask is 0 behind the end of a row; zeros as condition and speaker say nothing."""
         keep = mask[..., None]
-        time = self.time_out(jax.nn.silu(self.time_in(_time_features(t))))[:, None]
+        time = self.time_out(jax.nn.silu(self.time_in(time_features(t))))[:, None]
         h = self.enter(x) + self.condition(condition) + self.speaker(speaker)[:, None]
         h, _ = scan_layers(self.layers, lambda block, h, _: (block(h, time, keep), None), h * keep)
         return (_gaussian(x, t, self.mean(condition)) + self.leave(self.norm(h))) * keep
@@ -116,22 +112,6 @@ def _gaussian(x: jax.Array, t: jax.Array, mean: jax.Array) -> jax.Array:
     t = t[:, None, None]
     gain = (_SPREAD**2 * t - (1 - t)) / (_SPREAD**2 * t**2 + (1 - t) ** 2)
     return mean + gain * (x - t * mean)
-
-
-def _time_features(t: jax.Array) -> jax.Array:
-    """t [B] in [0, 1] -> cosines and sines [B, 64] of 1 to 1000 radians a unit of time."""
-    rates = jnp.logspace(0.0, 3.0, _TIME_FEATURES // 2)
-    angles = t[:, None] * rates
-    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
-
-
-def path(
-    noise: Float[Array, "B T F"], data: Float[Array, "B T F"], t: Float[Array, " B"]
-) -> tuple[Float[Array, "B T F"], Float[Array, "B T F"]]:
-    """Where the optimal-transport path from noise to data is at t, and its velocity, which is the
-    same all the way (Lipman et al. eq. 22-23)."""
-    t = t[:, None, None]
-    return (1 - (1 - _SIGMA) * t) * noise + t * data, data - (1 - _SIGMA) * noise
 
 
 def flow_loss(
@@ -182,12 +162,3 @@ def forgotten(
     """Condition [B, T, D] and speaker [B, E] with both of them zero in a `share` of the rows."""
     known = jax.random.uniform(key, (len(condition), 1)) >= share
     return condition * known[..., None], speaker * known
-
-
-def euler(field: Field, start: Float[Array, "B T F"], steps: int) -> Float[Array, "B T F"]:
-    """Follows dx/dt = field(x, t) from `start` at t = 0 to t = 1 in equal steps."""
-
-    def step(x: jax.Array, number: jax.Array) -> tuple[jax.Array, None]:
-        return x + field(x, jnp.full(len(x), number / steps)) / steps, None
-
-    return jax.lax.scan(step, start, jnp.arange(steps))[0]

@@ -49,6 +49,7 @@ CONFIG, WEIGHTS = "config.json", "weights.safetensors"
 DICTIONARY = "pronunciations"  # key of config.json: which dictionary it was trained with
 SPEAKER_BITS = 8  # of each number of a speaker vector
 _BATCH = 8
+_LONGEST = CONTEXTS[-1] - 1.0  # seconds that are heard at once
 
 
 def taste_fingerprint(path: Path | str | None = None) -> str:
@@ -104,7 +105,7 @@ class Taste:
         self.frame_lookahead = decoder.frame_lookahead * self._frame_seconds
         self.vocoder_lookahead = network.part(params, "vocoder").lookahead
         self.spec = StreamSpec(
-            "taste", "codes", WORD, vocab=config.vocab, fingerprint=identity, lookahead=1.0
+            "taste", "codes", WORD, vocab=config.vocab, fingerprint=identity, lookahead=_LONGEST
         )
         self.speaker_spec = StreamSpec(
             "speaker", "continuous", UTTERANCE, width=config.speaker_width, fingerprint=identity
@@ -369,7 +370,7 @@ def taste_config(data: dict[str, Any]) -> TasteConfig:
 
 def _cut(audio: np.ndarray, words: Sequence[Any]) -> list[tuple[np.ndarray, list[Word]]]:
     """Pieces of at most 29 s, cut between words, with the words' times in the piece."""
-    limit = (CONTEXTS[-1] - 1) * RATE
+    limit = int(_LONGEST * RATE)
     pieces, first, begin = [], 0, 0
 
     def shifted(some):

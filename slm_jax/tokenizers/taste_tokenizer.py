@@ -18,8 +18,8 @@ class TasteTokenizer:
     """TASTE tokens of the words that an ASR hears. A code says how its word is said, so that words
     and a speaker vector go along; a row without words has no codes, and comes back empty.
 
-    It does not stream: the tokenizer hears an utterance whole, up to 29 s and else cut between
-    words; `spec.lookahead` is of the words' codes among themselves.
+    It does not stream: the tokenizer hears an utterance whole, up to 29 s (`spec.lookahead`) and
+    else cut between words.
     """
 
     sample_rate, delay = RATE, 0

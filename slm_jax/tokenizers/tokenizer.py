@@ -18,7 +18,7 @@ class Tokenizer(Protocol):
     | kind | beside codes and frames |
     |---|---|
     | codecs (`codecs.codec.Codec`) | nothing |
-    | units (`UnitTokenizer` with a vocoder) | speaker vectors float32 [B, E] |
+    | units (`SpokenUnits`) | speaker vectors float32 [B, E] |
     | TASTE (`TasteTokenizer`) | speaker vectors float32 [B, E], the words of each row |
 
     Attributes:

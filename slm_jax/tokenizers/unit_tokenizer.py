@@ -1,11 +1,10 @@
-"""Units as a tokenizer: an encoder's layer, its k-means and, to speak them, a unit vocoder."""
+"""Units as a tokenizer: an encoder's layer and its k-means."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -14,7 +13,6 @@ from slm_jax.streams import StreamSpec
 from slm_jax.tokenizers.kmeans import KMeans
 from slm_jax.tokenizers.tokenizer import stack
 from slm_jax.tokenizers.unit_encoder import RATE, UNIT_RATE, UnitEncoder
-from slm_jax.tokenizers.unit_vocoder import UnitVocoder
 
 STARTER = Path(__file__).resolve().parent.parent / "weights" / "units"
 CONFIG, KMEANS = "config.json", "kmeans.safetensors"
@@ -22,7 +20,7 @@ _REMEDY = "fit one: python -m data_pipelines.fit_units --out DIR"
 
 
 class UnitTokenizer:
-    """Units at 50 Hz, with repeats; a `Tokenizer`.
+    """Units at 50 Hz, with repeats: a `Tokenizer`, but for `decode` (`spoken_units`).
 
     Attributes:
       spec: its fingerprint is the k-means', which holds that of encoder, layer and windows.
@@ -30,8 +28,8 @@ class UnitTokenizer:
 
     sample_rate, delay = RATE, 0
 
-    def __init__(self, encoder: UnitEncoder, kmeans: KMeans, vocoder: UnitVocoder | None = None):
-        self._encoder, self._kmeans, self._vocoder = encoder, kmeans, vocoder
+    def __init__(self, encoder: UnitEncoder, kmeans: KMeans):
+        self._encoder, self._kmeans = encoder, kmeans
         self.spec = StreamSpec(
             "units",
             "codes",
@@ -43,11 +41,7 @@ class UnitTokenizer:
 
     @classmethod
     def load(
-        cls,
-        folder: Path | str | None = None,
-        *,
-        locate: Callable[[str], Path] = Path,
-        vocoder: Path | str | None = None,
+        cls, folder: Path | str | None = None, *, locate: Callable[[str], Path] = Path
     ) -> UnitTokenizer:
         """Reads what `save_units` wrote.
 
@@ -55,7 +49,6 @@ class UnitTokenizer:
           folder: where it is; by default the starter, of Whisper tiny.en.
           locate: finds the encoder's folder by its name in config.json
             (`data_pipelines.fetch.locate`), or is given the path that stands there.
-          vocoder: folder of a `UnitVocoder` for these units; `decode` needs one.
 
         Raises:
           UserError: a file is missing, or they do not belong together.
@@ -73,30 +66,13 @@ class UnitTokenizer:
                 f"the k-means in {folder} was fitted on another encoder than {name}, or windows",
                 _REMEDY,
             )
-        speaks = UnitVocoder.load(vocoder, kmeans.fingerprint) if vocoder else None
-        return cls(encoder, kmeans, speaks)
+        return cls(encoder, kmeans)
 
-    def encode(self, audio: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, ...]:
-        """See `Tokenizer.encode`: codes int32 [B, T, 1], frames int32 [B] and, with a vocoder,
-        speaker vectors float32 [B, E]."""
+    def encode(self, audio: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """See `Tokenizer.encode`: codes int32 [B, T, 1], frames int32 [B]."""
         rows = [row[:n] for row, n in zip(np.asarray(audio), lengths, strict=True)]
         units = self._encoder.units(self._kmeans, rows)
-        codes, frames = stack([row[:, None] for row in units], np.int32)
-        if self._vocoder is None:
-            return codes, frames
-        return codes, frames, np.stack([self._vocoder.speaker(row) for row in rows])
-
-    def decode(self, codes: Any, frames: Any, speaker: Any = None) -> np.ndarray:
-        """Codes int [B, T, 1], frames int [B], speakers float [B, E] -> float32 [B, n].
-
-        Raises:
-          UserError: no vocoder was loaded.
-        """
-        if self._vocoder is None:
-            raise UserError("units without a unit vocoder are not spoken", "load one with them")
-        codes, frames = np.asarray(codes)[..., 0], np.asarray(frames)
-        units = np.where(np.arange(codes.shape[1]) < frames[:, None], codes, -1)
-        return self._vocoder.decode(units, np.ones_like(units), speaker).audio
+        return stack([row[:, None] for row in units], np.int32)
 
 
 def units_fingerprint(folder: Path | str | None = None) -> str:

@@ -31,10 +31,11 @@ from slm_jax.audio.features import MelConfig, log_envelope
 from slm_jax.audio.pitch import PitchConfig, pitch
 from slm_jax.errors import UserError
 from slm_jax.nn.conv import ConvNeXt
+from slm_jax.nn.flow import euler
 from slm_jax.nn.layers import Embedding, LayerNorm, Linear
 from slm_jax.nn.tree import Params, flatten, load_flat, merge, pure_params
 from slm_jax.tokenizers.checks import check_duration, check_vectors, mono
-from slm_jax.tokenizers.flow_matching import FlowConfig, Velocity, euler, guided
+from slm_jax.tokenizers.flow_matching import FlowConfig, Velocity, guided
 from slm_jax.tokenizers.taste_decoder import Frames, pick, round_durations
 from slm_jax.tokenizers.taste_encoder import SpeakerEncoder
 from slm_jax.tokenizers.taste_network import bucket
@@ -63,8 +64,8 @@ class UnitVocoderConfig:
     """Sizes; the default has 8 M parameters, 12 M with "flow".
 
     Attributes:
-      kmeans: fingerprint of the k-means whose units it speaks; training fills it in.
-      units: how many that k-means has; training fills it in.
+      kmeans: fingerprint of the units that it speaks, by a k-means or an ASR; training fills it in.
+      units: how many of them there are; training fills it in.
       mels: "regression" writes the mean of what they may be, "flow" draws them
         (`flow_matching`); pitch, voicing and durations are regressed in both cases.
       width, mlp: of the stacks below.
@@ -305,21 +306,18 @@ class UnitVocoder:
 
         Args:
           folder: where it is.
-          kmeans: fingerprint of the k-means that makes the units.
+          kmeans: fingerprint of the units.
 
         Raises:
           UserError: a file is missing or damaged, they do not fit, or the vocoder was trained for
-            the units of another k-means.
+            other units.
         """
         folder = Path(folder)
-        for name in (CONFIG, WEIGHTS):
-            if not (folder / name).exists():
-                raise UserError(f"no unit vocoder in {folder}: {name} is missing", _REMEDY)
-        config = _read_config(folder / CONFIG)
+        config = _read_config(folder)
         if config.kmeans != kmeans:
             raise UserError(
-                f"{folder} speaks the units of k-means {config.kmeans}, not those of {kmeans}",
-                f"take the k-means that it was trained for, or {_REMEDY}",
+                f"{folder} speaks the units {config.kmeans}, not {kmeans}",
+                f"take the units that it was trained for, or {_REMEDY}",
             )
         try:
             flat = load_file(folder / WEIGHTS)
@@ -365,7 +363,20 @@ def _abstract(config: UnitVocoderConfig) -> UnitNetwork:
     return nnx.eval_shape(lambda: UnitNetwork(config, rngs=nnx.Rngs(0)))
 
 
-def _read_config(path: Path) -> UnitVocoderConfig:
+def spoken_by(folder: Path) -> str:
+    """The fingerprint of the units that the unit vocoder of a folder speaks.
+
+    Raises:
+      UserError: there is none.
+    """
+    return _read_config(folder).kmeans
+
+
+def _read_config(folder: Path) -> UnitVocoderConfig:
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).exists():
+            raise UserError(f"no unit vocoder in {folder}: {name} is missing", _REMEDY)
+    path = folder / CONFIG
     try:
         data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         vocoder = data["vocoder"] | {"mel": MelConfig(**data["vocoder"]["mel"])}

@@ -16,7 +16,7 @@ from flax import nnx
 
 from slm_jax.interop import whisper as checkpoints
 from slm_jax.nn.attention import MaskSpec, attention
-from slm_jax.nn.layers import LECUN_NORMAL, Embedding, LayerNorm, Linear, scan_layers, stack
+from slm_jax.nn.layers import LECUN_NORMAL, Embedding, LayerNorm, Linear, gelu, scan_layers, stack
 from slm_jax.nn.tree import load_flat, merge, pure_params
 
 FRAME_RATE = 100  # mel frames a second; the encoder halves it
@@ -76,10 +76,7 @@ class DecoderOutput(NamedTuple):
 
 
 class Conv(nnx.Module):
-    """Convolution of width 3, as one product over the unfolded window.
-
-    [B, T, in] -> [B, T / stride, out].
-    """
+    """Convolution of width 3, a zero on each side: [B, T, in] -> [B, T / stride, out]."""
 
     def __init__(self, inputs: int, outputs: int, *, stride: int, rngs: nnx.Rngs):
         self.kernel = nnx.Param(
@@ -89,12 +86,14 @@ class Conv(nnx.Module):
         self.stride = stride
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        taps, inputs, outputs = self.kernel.shape
-        frames = x.shape[1]
-        padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0)))
-        window = [padded[:, tap : tap + frames : self.stride] for tap in range(taps)]
-        kernel = self.kernel.astype(x.dtype).reshape(taps * inputs, outputs)
-        return jnp.concatenate(window, axis=-1) @ kernel + self.bias.astype(x.dtype)
+        y = jax.lax.conv_general_dilated(
+            x,
+            self.kernel.astype(x.dtype),
+            (self.stride,),
+            [(1, 1)],
+            dimension_numbers=("NWC", "WIO", "NWC"),
+        )
+        return y + self.bias.astype(x.dtype)
 
 
 class Attention(nnx.Module):
@@ -148,7 +147,7 @@ class Layer(nnx.Module):
         return x + self.mlp(x)
 
     def mlp(self, x: jax.Array) -> jax.Array:
-        return self.down(jax.nn.gelu(self.up(self.mlp_norm(x)), approximate=False))
+        return self.down(gelu(self.up(self.mlp_norm(x))))
 
 
 class Encoder(nnx.Module):
@@ -181,8 +180,8 @@ class Encoder(nnx.Module):
         if frames > AUDIO_CONTEXT:
             raise ValueError(f"Whisper hears 30 s at a time, got {mel.shape[2] / FRAME_RATE} s")
         x = jnp.swapaxes(mel, 1, 2).astype(self.config.dtype)
-        x = jax.nn.gelu(self.conv1(x), approximate=False)
-        x = jax.nn.gelu(self.conv2(x), approximate=False)
+        x = gelu(self.conv1(x))
+        x = gelu(self.conv2(x))
         x += sinusoids(AUDIO_CONTEXT, self.config.width)[:frames].astype(x.dtype)
 
         def body(layer: Layer, x: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:

@@ -3,13 +3,17 @@
 XLA's own count is no use here (it counts the body of a scan once), and published formulas differ
 by up to two times (full or causal attention, padding or not), so this one says what it counts:
 two operations a multiply-add, matrix products alone, attention over half of each segment's
-square, nothing for padding or recomputation.
+square, nothing for padding or recomputation. `counted` takes any function instead, as it is:
+padding, whole squares and recomputation included.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import jax
 import numpy as np
 
 from slm_jax.models.backbone import BackboneConfig
@@ -57,6 +61,50 @@ def step(
     """
     passes = (2 if config.lora_rank else 3) + reference
     return passes * forward(config, segments, codebooks)
+
+
+def counted(function: Callable[..., Any], *args: Any) -> float:
+    """Operations of the matrix products of `function(*args)`, traced and not run.
+
+    Args:
+      args: arrays or ShapeDtypeStructs.
+
+    Raises:
+      ValueError: a product stands in a loop whose length is not known.
+    """
+    return _products(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def _products(jaxpr: Any) -> float:
+    total = 0.0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            left = equation.invars[0].aval.shape
+            inner = math.prod(left[axis] for axis in contracted)
+            total += 2.0 * inner * math.prod(equation.outvars[0].aval.shape)
+            continue
+        inside = [_products(part) for part in _parts(equation.params.values())]
+        if equation.primitive.name == "scan":
+            total += equation.params["length"] * sum(inside)
+        elif equation.primitive.name == "while" and sum(inside):
+            raise ValueError("products in a while loop cannot be counted")
+        elif equation.primitive.name == "cond":
+            total += max(inside)
+        else:
+            total += sum(inside)
+    return total
+
+
+def _parts(params: Any) -> list[Any]:
+    """The programs among a primitive's parameters."""
+    found = []
+    for value in params:
+        for item in value if isinstance(value, tuple | list) else (value,):
+            item = getattr(item, "jaxpr", item)  # a closed one holds it
+            if hasattr(item, "eqns"):
+                found.append(item)
+    return found
 
 
 def segment_lengths(segment_ids: np.ndarray) -> np.ndarray:

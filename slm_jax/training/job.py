@@ -9,6 +9,7 @@ from typing import Any, Literal
 from slm_jax.data.registry import MixtureSpec
 from slm_jax.errors import UserError
 from slm_jax.interop.llm import llm_config
+from slm_jax.models.speech_lm import SpeechLMConfig
 from slm_jax.models.system import System
 from slm_jax.training.checkpoint import Checkpoints
 from slm_jax.training.losses import LossWeights
@@ -56,7 +57,8 @@ class TrainJob:
       llm: where the backbone's weights come from; None for random ones.
       text_tokenizer: that made the text ids: a name that data_pipelines.fetch knows, or a path.
       taste: folder of the TASTE tokenizer that made the speech ids; empty for the starter weights.
-      losses, optimizer, parallel, checkpoints: see there.
+      losses: of `SpeechLMConfig`; a `GridLMConfig` says its own.
+      optimizer, parallel, checkpoints: see there.
       steps: updates in all; raise it to train a finished run further.
       batch_size: rows of the global batch.
       seq_len: columns of a row; longer utterances are left out and counted.
@@ -103,9 +105,10 @@ class TrainJob:
                 f"name must not be empty, hold a slash or start with a dot: {self.name!r}"
             )
         if self.llm is None and self.system.model.backbone is None:
-            raise ValueError("llm must be set where SpeechLMConfig.backbone is not")
-        levels = len(self.system.model.codebooks)
-        self.losses.coefficients(levels, self.system.model.head == "continuous")
+            raise ValueError("llm must be set where the system's model has no backbone")
+        model = self.system.model
+        if isinstance(model, SpeechLMConfig):
+            self.losses.coefficients(len(model.codebooks), model.head == "continuous")
 
     @property
     def run_dir(self) -> Path:
@@ -127,7 +130,8 @@ class TrainJob:
             return self
         settings = {name: getattr(self.llm, name) for name in BACKBONE_SETTINGS}
         backbone = dataclasses.replace(llm_config(llm), **settings)
-        stated = self.system.model.backbone
+        model = self.system.model.with_backbone(backbone, self.system.layout)
+        backbone, stated = model.backbone, self.system.model.backbone
         if stated is not None and dataclasses.replace(stated, **settings) != backbone:
             differ = [
                 f"{field.name} {getattr(stated, field.name)}, there {getattr(backbone, field.name)}"
@@ -140,7 +144,6 @@ class TrainJob:
                 f"{'; '.join(differ)}",
                 "Leave BackboneConfig out, to take the sizes of the LLM, or give its weights.",
             )
-        model = dataclasses.replace(self.system.model, backbone=backbone)
         return dataclasses.replace(self, system=System(self.system.layout, model))
 
     def check_continues(self, before: TrainJob) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,13 @@ from slm_jax.data.loader import Loader
 from slm_jax.data.registry import DatasetSpec
 from slm_jax.errors import UserError
 from slm_jax.interop.llm import load_llm
-from slm_jax.models.speech_lm import SpeechLM, init_from_llm, set_codebooks, trainable, without_lora
+from slm_jax.models.speech_lm import SpeechLMConfig, init_from_llm, set_codebooks, trainable
 from slm_jax.nn import tree
 from slm_jax.streams import fingerprint
-from slm_jax.training import flops, metrics, optimizer, partitioning, state, step
+from slm_jax.training import flops, metrics, objective, optimizer, partitioning, state, step
 from slm_jax.training.checkpoint import Store
 from slm_jax.training.distributed import Preemption, is_main
 from slm_jax.training.job import TrainJob
-from slm_jax.training.losses import loss_weights, losses
 from slm_jax.training.progress import ProgressLine
 
 
@@ -90,8 +89,8 @@ def train(job: TrainJob, llm: Path | None = None, codebooks: np.ndarray | None =
             loader, held_out = _loader(job, "train"), _loader(job, "validation")
 
         # ---- Model ------------------------------------------------------------------------------
-        def build() -> SpeechLM:
-            return SpeechLM(job.system.model, nnx.Rngs(job.seed))
+        def build() -> nnx.Module:
+            return job.system.build(nnx.Rngs(job.seed))
 
         graphdef, abstract_params = state.skeleton(build, job.parallel.rules, mesh)
         moves = tree.flatten(trainable(abstract_params, job.trains))
@@ -116,16 +115,15 @@ def train(job: TrainJob, llm: Path | None = None, codebooks: np.ndarray | None =
             reference = _reference(job, llm, abstract_params)
 
         # ---- Step -------------------------------------------------------------------------------
-        sums, weights = _loss_functions(job, graphdef)
-        model = job.system.model
-        coefficients = job.losses.coefficients(len(model.codebooks), model.head == "continuous")
+        example = loader.batch(start, rows[:1])
+        aim = objective.make(job, graphdef, abstract_params, example)
         run_step = jax.jit(
-            step.make_step(sums, weights, coefficients, update, moving, job.accumulate),
+            step.make_step(*aim[:3], update, moving, job.accumulate),
             in_shardings=(state.shardings(abstract), by_rows, state.shardings(reference)),
             out_shardings=(state.shardings(abstract), whole),
             donate_argnums=0,
         )
-        run_evaluation = jax.jit(step.make_evaluation(sums, weights), out_shardings=whole)
+        run_evaluation = jax.jit(step.make_evaluation(aim.sums, aim.weights), out_shardings=whole)
 
         # ---- Steps ------------------------------------------------------------------------------
         batches = loader.iterate(start, job.steps, rows)
@@ -134,7 +132,7 @@ def train(job: TrainJob, llm: Path | None = None, codebooks: np.ndarray | None =
         done = start
         with ProgressLine(job.steps, start, quiet=not is_main()) as progress:
             progress.say(_greeting(job, mesh, loader, moving, abstract_params, start))
-            watch = _Watch(job, mesh, loader, rows, log, progress)
+            watch = _Watch(job, mesh, loader, rows, aim.work, log, progress)
 
             def evaluate() -> None:
                 with goodput.spend("eval"):
@@ -184,10 +182,11 @@ class _Watch:
         mesh: Mesh,
         loader: Loader,
         rows: np.ndarray,
+        work: Callable[[np.ndarray], float],
         log: metrics.Log,
         progress: ProgressLine,
     ):
-        self.job, self.loader, self.rows = job, loader, rows
+        self.job, self.loader, self.rows, self.work = job, loader, rows, work
         self.log, self.progress = log, progress
         self.devices = mesh.size
         self.peak = flops.peak(mesh.devices.flat[0].device_kind)
@@ -204,13 +203,10 @@ class _Watch:
             self._refuse(at, losses)
         seconds, self.began = time.monotonic() - self.began, time.monotonic()
         share = self.job.batch_size / len(self.rows)  # of the batch that other processes hold
-        segments = flops.segment_lengths(segment_ids)
-        rate = float(segments.sum() * share / seconds)
+        rate = float((segment_ids > 0).sum() * share / seconds)
         due = at % self.job.log_every == 0 or at == self.job.steps
         if due:
-            model = self.job.system.model
-            reference = self.job.losses.kl > 0
-            work = flops.step(model.backbone, segments, model.codebooks, reference) * share
+            work = self.work(segment_ids) * share
             numbers = {
                 "tokens_per_second": rate,
                 "seconds": seconds,
@@ -314,7 +310,8 @@ def _is_lora(path: str) -> bool:
 
 def _reference(job: TrainJob, llm: Path | None, abstract: tree.Params) -> tree.Params:
     """Parameters of the KL's frozen LLM; none where LoRA leaves the model's own as they were."""
-    if not job.losses.kl or job.trains == "lora":
+    compares = isinstance(job.system.model, SpeechLMConfig) and job.losses.kl
+    if not compares or job.trains == "lora":
         return {}
     if llm is None:
         raise UserError(
@@ -322,27 +319,6 @@ def _reference(job: TrainJob, llm: Path | None, abstract: tree.Params) -> tree.P
             "Set TrainJob.llm = @Llm(), or LossWeights.kl = 0.0.",
         )
     return {"backbone": _load_llm(llm, abstract)}
-
-
-def _loss_functions(
-    job: TrainJob, graphdef: nnx.GraphDef
-) -> tuple[step.LossSums, step.LossWeights]:
-    compares = job.losses.kl > 0
-    continuous = job.system.model.head == "continuous"
-
-    def sums(params: tree.Params, reference: tree.Params, batch: step.Batch) -> dict[str, Any]:
-        outputs = tree.merge(graphdef, params)(batch)
-        logits = None
-        if compares:
-            frozen = params | reference if reference else without_lora(params)
-            frozen = jax.lax.stop_gradient(frozen)
-            logits = tree.merge(graphdef, frozen).text_logits(batch)
-        return {name: total for name, (total, _) in losses(outputs, batch, logits).items()}
-
-    def weights(batch: step.Batch) -> dict[str, Any]:
-        return loss_weights(batch, continuous, compares)
-
-    return sums, weights
 
 
 def _greeting(

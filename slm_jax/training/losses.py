@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from slm_jax.models.heads import Latent
 from slm_jax.models.speech_lm import Outputs
+from slm_jax.nn.losses import cross_entropy
 
 Losses = dict[str, tuple[jax.Array, jax.Array]]
 
@@ -100,20 +101,6 @@ def loss_weights(
     else:
         weights |= {f"speech/{k}": counts[:, k + 1].sum() for k in range(counts.shape[1] - 1)}
     return weights | ({"kl": weights["text"]} if reference else {})
-
-
-def cross_entropy(logits: jax.Array, targets: jax.Array, weights: jax.Array) -> jax.Array:
-    """-log p(target) in nats, f32 [B, S], by log-sum-exp and a gather; no [B, S, V] log-softmax.
-
-    Args:
-      logits: [B, S, V].
-      targets: int [B, S]; where `weights` is 0 they need not lie in [0, V).
-      weights: [B, S].
-    """
-    logits = logits.astype(jnp.float32)
-    safe = jnp.where(weights > 0, targets, 0)
-    chosen = jnp.take_along_axis(logits, safe[..., None], axis=-1)[..., 0]
-    return jax.nn.logsumexp(logits, axis=-1) - chosen
 
 
 def kl_divergence(reference: jax.Array, logits: jax.Array) -> jax.Array:

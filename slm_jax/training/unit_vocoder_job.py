@@ -24,9 +24,8 @@ from slm_jax.data.schema import AUDIO, AUDIO_RATE, Record
 from slm_jax.errors import UserError
 from slm_jax.nn.tree import Params, merge, pure_params
 from slm_jax.tokenizers.flow_matching import conditioned, flow_loss, forgotten
-from slm_jax.tokenizers.kmeans import KMeans
+from slm_jax.tokenizers.spoken_units import Units, fiftieths
 from slm_jax.tokenizers.taste_decoder import Frames
-from slm_jax.tokenizers.unit_encoder import UnitEncoder
 from slm_jax.tokenizers.unit_vocoder import (
     UNIT_RATE,
     UnitNetwork,
@@ -69,18 +68,16 @@ class UnitVocoderJob:
     """Root of `gin/unit_vocoder.gin`.
 
     Attributes:
-      encoder, layer: folder of the speech encoder and the layer whose features are clustered
-        (`UnitEncoder`).
-      kmeans: file of the k-means (`KMeans.save`).
+      units: folder of the units to speak (`UnitTokenizer`, `AsrUnits`), "" for the starter's.
+      whisper: that supervised units were trained in: a folder, or the name of a fetched one.
       name, runs: the run's directory is runs/name.
       datasets: names or folders of datasets with "audio"; their train splits are used, a dataset
         named n times n times as often.
       model, vocoder, training: sizes and schedules.
     """
 
-    encoder: str
-    layer: int
-    kmeans: str
+    units: str = ""
+    whisper: str = "whisper_tiny_en"
     name: str = "unit_vocoder"
     runs: str = "runs"
     datasets: tuple[str, ...] = ("prompts",)
@@ -106,28 +103,35 @@ class Example(NamedTuple):
         return len(self.heard.pitch)
 
 
-def train(job: UnitVocoderJob, records: Sequence[Record], held_out: Sequence[Record]) -> Path:
+def train(
+    job: UnitVocoderJob, records: Sequence[Record], held_out: Sequence[Record], units: Units
+) -> Path:
     """Runs (or resumes) the recipe; returns the folder of the finished unit vocoder.
 
     Args:
       job: the recipe.
       records, held_out: joined records with "audio", to learn from and to judge checkpoints by.
+      units: those of `job.units`.
 
     Raises:
-      UserError: no recording has a length that is trained on, encoder and k-means do not belong
-        together, or the vocoder is not for 16 kHz.
+      UserError: no recording has a length that is trained on, the units have several levels, or the
+        vocoder is not for 16 kHz.
     """
-    kmeans = KMeans.load(job.kmeans)
-    model = dataclasses.replace(job.model, kmeans=kmeans.fingerprint, units=len(kmeans.centroids))
+    spec = units.spec
+    if spec.levels != 1:
+        raise UserError(
+            f"a unit vocoder speaks units of one level, these have {spec.levels}",
+            "train supervised units with FsqConfig.levels = 1",
+        )
+    model = dataclasses.replace(job.model, kmeans=spec.fingerprint, units=spec.vocab[0])
     mel = model.vocoder.mel
     if mel.rate != AUDIO_RATE:
         raise UserError(
             f"datasets hold audio at {AUDIO_RATE} Hz, the vocoder is for {mel.rate}",
             f"set MelConfig.rate to {AUDIO_RATE}",
         )
-    encoder = UnitEncoder.load(job.encoder, job.layer)
     examples, judged = (
-        make_examples(encoder, kmeans, [load(record[AUDIO].flac) for record in some], mel)
+        make_examples(units, [load(record[AUDIO].flac) for record in some], mel)
         for some in (records, held_out)
     )
     longest = LENGTHS[-1] // UNIT_RATE
@@ -144,17 +148,18 @@ def train(job: UnitVocoderJob, records: Sequence[Record], held_out: Sequence[Rec
     return folder
 
 
-def make_examples(
-    encoder: UnitEncoder, kmeans: KMeans, audios: Sequence[np.ndarray], mel: MelConfig
-) -> list[Example]:
+def make_examples(units: Units, audios: Sequence[np.ndarray], mel: MelConfig) -> list[Example]:
     """Examples of mono 16 kHz audio [n] each; those longer than `LENGTHS` allow, or too short for a
     unit, are left out."""
     fit = [a for a in audios if len(a) * UNIT_RATE <= LENGTHS[-1] * AUDIO_RATE]
     examples = []
-    for audio, units in zip(fit, encoder.units(kmeans, fit), strict=True):
-        if len(units):
+    for count, audio in enumerate(fit, 1):
+        said = fiftieths(units, audio)
+        if len(said):
             heard = Frames(*(part.astype(np.float16) for part in analyse_one(audio, mel)))
-            examples.append(Example(units, heard, audio.astype(np.float16)))
+            examples.append(Example(said, heard, audio.astype(np.float16)))
+        if count % 500 == 0:
+            print(f"{count} of {len(fit)} recordings made into examples", flush=True)
     return examples
 
 

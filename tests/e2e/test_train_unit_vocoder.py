@@ -2,25 +2,24 @@
 
 import json
 import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
-from tiny_models import tiny_whisper
+from tiny_models import tiny_asr_units, tiny_units, tiny_whisper
 
 from data_pipelines import build
 from data_pipelines.build_config import DatasetBuildConfig
 from slm_jax.errors import UserError
 from slm_jax.paths import REPO
-from slm_jax.tokenizers import kmeans
-from slm_jax.tokenizers.unit_encoder import UnitEncoder
+from slm_jax.tokenizers.spoken_units import fiftieths, load_units
 from slm_jax.tokenizers.unit_vocoder import UnitVocoder
 from slm_jax.tokenizers.units import deduplicate
 
 RATE = 16_000
 TINY = """
 include "unit_vocoder.gin"
-LAYER = 1
 BATCH = 2
 UnitVocoderConfig.width = 8
 UnitVocoderConfig.mlp = 8
@@ -74,18 +73,14 @@ def test_a_unit_vocoder_is_trained_from_a_dataset_and_resumes(tmp_path, capsys):
             workers=1,
         )
     )
-    encoder = UnitEncoder.load(whisper, 1)
-    features = np.concatenate([encoder.features(audio) for audio in audios])
-    means = kmeans.fit(features, 12, 0, source=encoder.source)
-    means.save(tmp_path / "kmeans.safetensors")
+    units = load_units(tiny_units(tmp_path / "units", whisper, audios), "", Path)
     recipe = tmp_path / "tiny.gin"
     recipe.write_text(TINY)
     train = runpy.run_path(str(REPO / "launch" / "train_unit_vocoder.py"))["main"]
     flags = [
         f"--gin_file={recipe}",
         f"--gin.DATASETS={(str(dataset),) * 2}",
-        f"--gin.ENCODER={whisper}",
-        f"--gin.KMEANS={tmp_path / 'kmeans.safetensors'}",
+        f"--gin.UNITS={tmp_path / 'units'}",
         f"--gin.UnitVocoderJob.runs={tmp_path / 'runs'}",
         "--gin.MELS=flow",
     ]
@@ -99,24 +94,30 @@ def test_a_unit_vocoder_is_trained_from_a_dataset_and_resumes(tmp_path, capsys):
         first, *_, last = [line[f"held_out/{name}"] for line in held_out]
         assert last < first, name
 
-    vocoder = UnitVocoder.load(run / "unit_vocoder", means.fingerprint)
+    vocoder = UnitVocoder.load(run / "unit_vocoder", units.spec.fingerprint)
     assert vocoder.config.units == 12 and vocoder.config.mels == "flow"
-    units = encoder.units(means, audios[:1])[0]
-    assert len(np.unique(units)) > 1
+    row = fiftieths(units, audios[0])
+    assert len(np.unique(row)) > 1
     speaker = vocoder.speaker(audios[0])
-    said = vocoder.decode(units[None], np.ones((1, len(units)), int), speaker[None])
-    assert said.samples.tolist() == [len(units) * 320] and np.isfinite(said.audio).all()
+    said = vocoder.decode(row[None], np.ones((1, len(row)), int), speaker[None])
+    assert said.samples.tolist() == [len(row) * 320] and np.isfinite(said.audio).all()
     assert np.isfinite(
-        vocoder.decode(deduplicate(units).units[None], None, speaker[None]).audio
+        vocoder.decode(deduplicate(row).units[None], None, speaker[None]).audio
     ).all()
 
     before = (run / "unit_vocoder" / "weights.safetensors").read_bytes()
     train(flags)
     assert "units: resuming at step 30 of 30" in capsys.readouterr().out
     assert (run / "unit_vocoder" / "weights.safetensors").read_bytes() == before
-    with pytest.raises(UserError, match="another encoder, layer or window"):
-        train([*flags, "--gin.LAYER=2"])
-    with pytest.raises(UserError, match="2 layers, not 3"):
-        train([*flags, "--gin.LAYER=3"])
+    with pytest.raises(UserError, match=r"kmeans\.safetensors does not exist"):
+        train([*flags, f"--gin.UNITS={tmp_path}"])
     with pytest.raises(UserError, match="is for 8000"):
         train([*flags, "--gin.MelConfig.rate=8000", "--gin.MelConfig.fmax=4000"])
+
+    supervised = tiny_asr_units(tmp_path / "supervised", whisper)
+    more = [f"--gin.UNITS={supervised}", f"--gin.UnitVocoderJob.whisper={whisper}"]
+    kept = [flag for flag in flags if "UNITS" not in flag]
+    train([*kept, *more, "--gin.NAME=slow", "--gin.units/FitConfig.steps=2"])
+    spec = load_units(supervised, str(whisper), Path).spec
+    slow = UnitVocoder.load(tmp_path / "runs" / "slow" / "unit_vocoder", spec.fingerprint)
+    assert slow.config.units == 27

@@ -8,22 +8,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tiny_models import tiny_whisper
+from tiny_models import ASR_UNITS as CONFIG
+from tiny_models import start_asr_units, tiny_asr_units, tiny_whisper
 
 from slm_jax.errors import UserError
-from slm_jax.nn.quantizers import FsqConfig
-from slm_jax.nn.tree import flatten, pure_params
+from slm_jax.nn.tree import pure_params
 from slm_jax.tokenizers.asr_units import AsrUnits, save_asr_units
 from slm_jax.tokenizers.asr_units_network import (
     AsrUnitsConfig,
     AsrUnitsNetwork,
-    identify,
     whisper_weights,
 )
 from slm_jax.tokenizers.whisper import Whisper
 
 RATE = 16_000
-CONFIG = AsrUnitsConfig(layer=1, pool=4, fsq=FsqConfig(levels=1, grid=(3, 3, 3)))
 
 
 @pytest.fixture(scope="module")
@@ -31,22 +29,9 @@ def whisper(tmp_path_factory):
     return tiny_whisper(tmp_path_factory.mktemp("whisper"))
 
 
-def start(whisper, config=CONFIG):
-    """Config and what would be trained, at its start."""
-    loaded = Whisper.load(whisper)
-    config = dataclasses.replace(config, whisper=identify(loaded))
-    fresh = flatten(pure_params(AsrUnitsNetwork(config, loaded.config, rngs=nnx.Rngs(0)))[1])
-    given = whisper_weights(config, loaded)
-    trained = {n: x for n, x in (fresh | given).items() if not n.startswith("decoder/")}
-    kept = {n: x for n, x in trained.items() if n not in given or not n.startswith("below/")}
-    return config, kept
-
-
 @pytest.fixture(scope="module")
 def folder(whisper, tmp_path_factory):
-    path = tmp_path_factory.mktemp("units")
-    save_asr_units(path, *start(whisper))
-    return path
+    return tiny_asr_units(tmp_path_factory.mktemp("units"), whisper)
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +119,7 @@ def test_files_fit_one_whisper(whisper, folder, units, tmp_path):
     assert again.spec == units.spec
     row = audio(RATE)[None]
     np.testing.assert_array_equal(again.encode(row, [RATE])[0], units.encode(row, [RATE])[0])
-    config, trained = start(whisper)
+    config, trained = start_asr_units(whisper)
     with pytest.raises(UserError, match="other weights"):
         save_asr_units(tmp_path, dataclasses.replace(config, whisper="another"), trained)
         AsrUnits.load(whisper, tmp_path)

@@ -100,6 +100,18 @@ def test_any_folder_with_and_without_transcripts(tmp_path):
     ]
 
 
+def test_sphinx_transcription(tmp_path):
+    touch(tmp_path / "book-01.wav")
+    (tmp_path / "transcription").write_text(
+        "<s> he was not an ill disposed young man </s> (book-01)\nplain (gone)\nno name\n"
+    )
+    found, rejected = corpora.read("sphinx", tmp_path, Defaults(speaker="reader"))
+    (one,) = found
+    assert (one.id, one.text) == ("book-01", "he was not an ill disposed young man")
+    assert one.speaker == "reader" and one.audio == tmp_path / "book-01.wav"
+    assert [r.reason for r in rejected] == [quarantine.NO_AUDIO, quarantine.BAD_ENTRY]
+
+
 @pytest.mark.parametrize("kind", sorted(corpora.READERS))
 def test_a_missing_or_empty_corpus_is_one_clear_error(tmp_path, kind):
     with pytest.raises(UserError, match="does not exist"):

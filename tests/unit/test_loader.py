@@ -100,6 +100,7 @@ def test_a_batch_is_what_the_layout_makes_of_the_records(folder, loader):
         "segment_ids": ((8, SEQ_LEN), "int32"),
         "positions": ((8, SEQ_LEN), "int32"),
         "origins": ((8, 3, SEQ_LEN), "int32"),
+        "seeds": ((8,), "uint32"),
     }
     rng = np.random.default_rng(1)
     counts = [int(rng.integers(1, 9)) for _ in range(120)]

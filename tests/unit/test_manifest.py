@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import shutil
@@ -103,6 +104,12 @@ def test_add_family_refuses_another_tokenizer_under_the_same_name(root):
     other = StreamSpec("taste", "codes", "word", (64,) * 4, fingerprint="better")
     with pytest.raises(UserError, match=r"from another tokenizer.*starter, not better"):
         add_family(root, other)
+
+
+def test_what_a_tokenizer_says_of_its_lookahead_makes_no_other_stream(root):
+    write_taste(root)
+    manifest = add_family(root, TASTE)
+    assert add_family(root, dataclasses.replace(TASTE, lookahead=TASTE.lookahead + 28)) == manifest
 
 
 def test_add_family_refuses_another_partition(root):

@@ -2,22 +2,19 @@
 
 import numpy as np
 import pytest
-from flax import nnx
 from tiny_codecs import TINY_CODECS
-from tiny_models import load_tiny_taste, tiny_whisper
+from tiny_models import load_tiny_taste, tiny_unit_vocoder, tiny_whisper
 
 from slm_jax.errors import UserError
-from slm_jax.nn.tree import pure_params
 from slm_jax.streams import WORD, StreamSpec
 from slm_jax.tokenizers import kmeans
 from slm_jax.tokenizers.asr import Asr
 from slm_jax.tokenizers.chunked import Window
 from slm_jax.tokenizers.codecs.kinds import CODECS
+from slm_jax.tokenizers.spoken_units import SpokenUnits
 from slm_jax.tokenizers.taste_tokenizer import TasteTokenizer
 from slm_jax.tokenizers.unit_encoder import UnitEncoder
 from slm_jax.tokenizers.unit_tokenizer import UnitTokenizer, save_units, units_fingerprint
-from slm_jax.tokenizers.unit_vocoder import UnitNetwork, UnitVocoder, UnitVocoderConfig
-from slm_jax.tokenizers.vocoder import VocoderConfig
 
 RATE, UNITS = 16_000, 12
 WINDOW = Window(3200, 640, 1600, 10)  # 0.2 s between 40 and 100 ms
@@ -51,19 +48,8 @@ def make(whisper, encoder, means, tmp_path_factory):
             )
         if kind != "units":
             return TINY_CODECS[kind]()
-        config = UnitVocoderConfig(
-            kmeans=means.fingerprint,
-            units=UNITS,
-            width=8,
-            mlp=8,
-            duration_layers=1,
-            unit_layers=1,
-            frame_layers=1,
-            speaker_width=4,
-            vocoder=VocoderConfig(width=8, mlp=8, layers=1),
-        )
-        params = pure_params(UnitNetwork(config, rngs=nnx.Rngs(0)))[1]
-        return UnitTokenizer(encoder, means, UnitVocoder(config, params))
+        vocoder = tiny_unit_vocoder(means.fingerprint, UNITS)
+        return SpokenUnits(UnitTokenizer(encoder, means), vocoder)
 
     return build
 
@@ -146,9 +132,6 @@ def test_a_saved_tokenizer_is_bound_to_its_encoder(whisper, tmp_path):
         "units", "codes", 50.0, (UNITS,), fingerprint=means.fingerprint, lookahead=6.98
     )
     assert units_fingerprint(tmp_path) == means.fingerprint
-    codes, frames = loaded.encode(audio(RATE)[None], np.array([RATE]))
-    with pytest.raises(UserError, match="without a unit vocoder"):
-        loaded.decode(codes, frames)
     save_units(tmp_path, means, str(whisper), 2)
     with pytest.raises(UserError, match="fitted on another encoder"):
         UnitTokenizer.load(tmp_path)

@@ -9,13 +9,16 @@ pytest.importorskip("pystoi")
 pytest.importorskip("speechmos")
 pytest.importorskip("pocketsphinx")
 
+from pathlib import Path
+
 import jax
 from flax import nnx
+from tiny_models import tiny_asr_units, tiny_unit_vocoder, tiny_units, tiny_whisper
 
 from slm_jax.data.schema import Word
 from slm_jax.errors import UserError
 from slm_jax.evaluation.tokenizers import phones, probing, report, suite, systems
-from slm_jax.evaluation.tokenizers.coders import Coder, frame_coder, mel_coder, on_frames, on_words
+from slm_jax.evaluation.tokenizers.coders import Coder, mel_coder, on_frames, on_words
 from slm_jax.evaluation.tokenizers.corpus import Corpus
 from slm_jax.evaluation.tokenizers.probes import Budget
 from slm_jax.evaluation.tokenizers.probing import Probing
@@ -24,6 +27,7 @@ from slm_jax.evaluation.tokenizers.unit_quality import Phone
 from slm_jax.nn.quantizers import RvqConfig
 from slm_jax.nn.tree import pure_params
 from slm_jax.tokenizers.codecs.frame_codec import FrameCodecConfig, FrameCodecNetwork, save_codec
+from slm_jax.tokenizers.spoken_units import load_units
 
 RATE = 16_000
 
@@ -42,6 +46,7 @@ CORPUS = Corpus(
     texts=["red dog", "red dog", None],
     words=[()] * 3,
     audios=[voice(100), voice(200, 1.3), voice(104)],
+    licences={"one": "MIT", "two": "CC0-1.0"},
 )
 
 
@@ -54,7 +59,7 @@ JUDGES = Judges(lambda audios: ["red dog"] * len(audios), embed, lambda audio: 3
 
 
 @pytest.fixture(scope="module")
-def codec(tmp_path_factory):
+def codec_folder(tmp_path_factory):
     config = FrameCodecConfig(
         width=8, mlp=8, encoder_layers=1, decoder_layers=1, rvq=RvqConfig(2, 16, 4)
     )
@@ -63,7 +68,12 @@ def codec(tmp_path_factory):
     params["codebooks"] = jax.random.normal(jax.random.key(1), shape)
     folder = tmp_path_factory.mktemp("codec")
     save_codec(folder, config, params)
-    return systems.parse_codec(f"codec={folder}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def codec(codec_folder):
+    return systems.parse_codec(f"codec={codec_folder}")
 
 
 def aligner(audio, words):
@@ -75,19 +85,21 @@ def copy(audio):
     return Clip(audio)
 
 
-def test_a_codec_is_a_system_at_its_rate(codec):
+def test_a_codec_is_a_system_at_its_rate(codec, codec_folder):
     assert codec.name == "codec 0.4 kbit/s"
     audio = voice(150, 0.7)
-    clip = systems.codec_system(codec.codec)(audio)
+    clip = codec.system(audio)
     assert clip.audio.shape == audio.shape and np.isfinite(clip.audio).all()
     assert clip.coded.values.shape == (35, 2) and clip.bits == 35 * 8
+    few = systems.parse_codec(f"codec={codec_folder}@1")
+    assert few.name == "codec 0.2 kbit/s" and few.coder.vocab == (16,)
     with pytest.raises(UserError, match="no codec: mp3=x"):
         systems.parse_codec("mp3=x")
 
 
 def test_a_coder_gives_what_the_system_sends(codec):
     audio = voice(150, 0.7)
-    coder, sent = frame_coder(codec.codec), systems.codec_system(codec.codec)(audio).coded
+    coder, sent = codec.coder, codec.system(audio).coded
     for one, other in zip(coder.encode(audio), sent, strict=True):
         np.testing.assert_array_equal(one, other)
     assert coder.vocab == (16, 16) and sent.times[:2].tolist() == [0.01, 0.03]
@@ -95,9 +107,41 @@ def test_a_coder_gives_what_the_system_sends(codec):
     assert mel.values.shape == (35, 160) and len(mel.times) == 35
 
 
+def test_units_are_spoken_by_the_vocoder_that_fits(tmp_path):
+    whisper = tiny_whisper(tmp_path / "whisper")
+    kmeans, supervised = tmp_path / "kmeans", tmp_path / "supervised"
+    folders = [tiny_units(kmeans, whisper), tiny_asr_units(supervised, whisper)]
+    vocoders = []
+    for run, folder in zip(("one", "two"), folders, strict=True):
+        spec = load_units(folder, str(whisper), Path).spec
+        vocoders.append(tmp_path / run / "unit_vocoder")
+        tiny_unit_vocoder(spec.fingerprint, spec.vocab[0]).save(vocoders[-1])
+
+    def found(*some):
+        return systems.all_units(folders, some, str(whisper), Path)
+
+    names = ["units 0.2 kbit/s, 12 of kmeans", "units 0.1 kbit/s, 27 of supervised"]
+    assert [(one.name, one.system) for one in found()] == [(name, None) for name in names]
+    one, two = found(*vocoders)
+    assert one.name == f"{names[0]}, spoken by one" and two.name == f"{names[1]}, spoken by two"
+    audio = voice(150, 0.7)
+    for judged, bits in ((one, 35 * np.log2(12)), (two, 9 * np.log2(27))):
+        clip = judged.system(audio)
+        assert clip.audio.shape == audio.shape and np.isfinite(clip.audio).all()
+        assert clip.bits == pytest.approx(bits + 4 * 8)  # codes, and four numbers of a speaker
+        np.testing.assert_array_equal(clip.coded.values, judged.coder.encode(audio).values)
+    with pytest.raises(UserError, match="two/unit_vocoder: trained for none of the units"):
+        systems.all_units(folders[:1], vocoders, str(whisper), Path)
+    both = {one.name: one.system, two.name: two.system}
+    coders = {one.name: one.coder, two.name: two.coder}
+    result = suite.compare(both, coders, CORPUS, JUDGES, tmp_path / "out", aligner=aligner)
+    assert result["systems"][one.name]["mean"]["mel"]["value"] > 0
+    assert result["systems"][two.name]["failed"] == 0
+
+
 def test_table_page_and_clips(codec, tmp_path):
-    both = {"copy": copy, codec.name: systems.codec_system(codec.codec)}
-    coders = {codec.name: frame_coder(codec.codec), "log-mel": mel_coder()}
+    both = {"copy": copy, codec.name: codec.system}
+    coders = {codec.name: codec.coder, "log-mel": mel_coder()}
     result = suite.compare(both, coders, CORPUS, JUDGES, tmp_path, aligner=aligner)
     assert json.loads((tmp_path / report.JSON).read_text()) == json.loads(json.dumps(result))
     assert result["systems"]["copy"]["mean"]["mel"]["value"] == 0
@@ -113,6 +157,13 @@ def test_table_page_and_clips(codec, tmp_path):
     assert "| 0.40 |" in row
     assert "EnCodec 24 kHz | 1.5 | 1.268" in table  # published, in a table of its own
     assert "Emotion or style: not available, no classifier" in table
+    other = table.partition("## Resynthesis of other languages")[2].partition("##")[0]
+    assert "| two | copy | 0.00 (0.00 to 0.00) |" in other and f"| two | {codec.name} |" in other
+    assert "| one |" not in other and "trained on English alone" in other
+    assert "two (cs; 1 utterances, 0.0 min; CC0-1.0)" in table
+    mean, one = (result["systems"][codec.name][part] for part in ("mean", "sets"))
+    assert mean["mel"]["value"] == pytest.approx(one["one"]["mel"]["value"])
+    assert mean["mel"]["n"] == 2 and one["two"]["wer"] is None
     assert "## Probe" not in table and phones.PROTOCOL in table
     page = (tmp_path / report.HTML).read_text()
     assert page.count("<audio") == 6 and "{{" not in page and "<svg" in page

@@ -184,7 +184,7 @@ def test_bad_folders_and_other_units_are_named(regression, tmp_path):
     with pytest.raises(UserError, match=r"config\.json is missing"):
         UnitVocoder.load(tmp_path, "means")
     regression.save(tmp_path)
-    with pytest.raises(UserError, match="k-means means, not those of others"):
+    with pytest.raises(UserError, match="units means, not others"):
         UnitVocoder.load(tmp_path, "others")
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"units": UNITS + 1}))

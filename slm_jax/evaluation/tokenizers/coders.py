@@ -12,6 +12,7 @@ from slm_jax.audio.features import WHISPER_HOP, whisper_log_mel
 from slm_jax.audio.resample import resample
 from slm_jax.data.schema import AUDIO_RATE, Word
 from slm_jax.streams import WORD
+from slm_jax.tokenizers.spoken_units import Units
 from slm_jax.tokenizers.taste_listen import HOP
 from slm_jax.tokenizers.taste_network import bucket
 from slm_jax.tokenizers.taste_tokenizer import TasteTokenizer
@@ -51,25 +52,24 @@ class Coder:
     identity: str
 
 
-def frame_coder(tokenizer: Tokenizer) -> Coder:
+def frame_coder(tokenizer: Tokenizer | Units) -> Coder:
     """The codes of a tokenizer that has frames, all levels."""
     spec = tokenizer.spec
 
     def encode(audio: np.ndarray) -> Coded:
-        codes, frames = codes_of(tokenizer, resample(audio, AUDIO_RATE, tokenizer.sample_rate))
+        codes, frames, *_ = codes_of(tokenizer, resample(audio, AUDIO_RATE, tokenizer.sample_rate))
         return on_frames(np.asarray(codes)[0, : int(frames[0])], spec.clock)
 
     return Coder(encode, spec.vocab, spec.clock, spec.fingerprint)
 
 
-def codes_of(tokenizer: Tokenizer, audio: np.ndarray) -> tuple[Any, Any]:
-    """Codes [1, T, K] and frames [1] of one recording [n] at the tokenizer's rate, padded to one of
-    a few lengths."""
+def codes_of(tokenizer: Tokenizer | Units, audio: np.ndarray) -> tuple[Any, ...]:
+    """What the tokenizer encodes one recording [n] at its rate into, padded to one of a few
+    lengths: codes [1, T, K], frames [1] and what else there is."""
     rate = tokenizer.sample_rate
     room = next((s * rate for s in _LENGTHS if s * rate >= len(audio)), len(audio))
     padded = np.pad(audio, (0, room - len(audio)))[None]
-    codes, frames, *_ = tokenizer.encode(padded, np.array([len(audio)]))
-    return codes, frames
+    return tokenizer.encode(padded, np.array([len(audio)]))
 
 
 def taste_coder(tokenizer: TasteTokenizer) -> Coder:

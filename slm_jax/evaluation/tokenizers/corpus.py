@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from slm_jax.audio.decode import load
 from slm_jax.data import registry
-from slm_jax.data.schema import AUDIO, AUDIO_RATE, WORDS, Record, Word
+from slm_jax.data.dataset import Dataset
+from slm_jax.data.schema import AUDIO, AUDIO_RATE, WORDS, Record, Utterance, Word
 from slm_jax.errors import UserError
 from slm_jax.evaluation.run import held_out_records
 from slm_jax.streams import fingerprint
@@ -29,15 +30,39 @@ class Corpus:
       texts: what is said, None where nobody knows or where it is not English.
       words: the same with times.
       audios: float32 [n], 16 kHz mono.
+      licences: of each set, by its name.
     """
 
-    ids: list[str]
-    sets: list[str]
-    voices: list[str]
-    languages: list[str]
-    texts: list[str | None]
-    words: list[Sequence[Word]]
-    audios: list[np.ndarray]
+    ids: list[str] = dataclasses.field(default_factory=list)
+    sets: list[str] = dataclasses.field(default_factory=list)
+    voices: list[str] = dataclasses.field(default_factory=list)
+    languages: list[str] = dataclasses.field(default_factory=list)
+    texts: list[str | None] = dataclasses.field(default_factory=list)
+    words: list[Sequence[Word]] = dataclasses.field(default_factory=list)
+    audios: list[np.ndarray] = dataclasses.field(default_factory=list)
+    licences: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def add(self, name: str, utterance: Utterance, audio: np.ndarray) -> None:
+        """Adds an utterance of the set `name`; a text that is not English is left out."""
+        self.ids.append(f"{name}/{utterance.id}")
+        self.sets.append(name)
+        self.voices.append(f"{name}/{utterance.speaker}")
+        self.languages.append(utterance.language)
+        self.texts.append(utterance.text if utterance.language == "en" else None)
+        self.words.append(utterance.words)
+        self.audios.append(audio)
+
+    def extend(self, other: Corpus) -> None:
+        """Adds all of another corpus."""
+        for field in dataclasses.fields(self)[:-1]:
+            getattr(self, field.name).extend(getattr(other, field.name))
+        self.licences.update(other.licences)
+
+    @property
+    def main(self) -> np.ndarray:
+        """bool [n], the utterances that means are of: English ones, or all where there is none."""
+        english = np.array([language == "en" for language in self.languages])
+        return english | ~english.any()
 
     @property
     def seconds(self) -> float:
@@ -54,17 +79,15 @@ def open_held_out(datasets: Sequence[str], limit: int | None) -> Corpus:
     are not English are left out, the utterances are not.
 
     Raises:
-      UserError: a dataset has no held-out utterance, or all of them are of one voice.
+      UserError: a dataset has no held-out utterance.
     """
-    parts = {}
+    corpus = Corpus()
     for name in datasets:
         opened = registry.get(name).open(_FAMILIES)
-        parts[name] = held_out_records(opened, list(_FAMILIES))[:limit]
-        if not parts[name]:
+        records = held_out_records(opened, list(_FAMILIES))[:limit]
+        if not records:
             raise UserError(f"dataset {name} has no held-out utterance", "leave it out")
-    corpus = _corpus((name, record) for name, records in parts.items() for record in records)
-    if len(set(corpus.voices)) < 2:
-        raise UserError("all of it is one voice", "add a dataset of another: --datasets A B")
+        _add(corpus, name, opened, records)
     return corpus
 
 
@@ -77,29 +100,22 @@ def open_training(datasets: Sequence[str], limit: int) -> Corpus:
     """
     if limit < 1:
         raise UserError(f"{limit} utterances to train probes on", "ask for one or more")
-    found = []
+    corpus = Corpus()
     for name in datasets:
         opened = registry.get(name).open(_FAMILIES)
         split = opened.split("train", _FAMILIES) if "train" in opened.manifest.splits else ()
         drawn = np.random.default_rng(0).permutation(len(split))[:limit]
-        found += [(name, split[int(i)]) for i in sorted(drawn)]
-    if not found:
+        _add(corpus, name, opened, [split[int(i)] for i in sorted(drawn)])
+    if not corpus.ids:
         raise UserError(
             f"no train split of {', '.join(datasets)} has an utterance to train probes on",
             "add a dataset that has one: --datasets A B",
         )
-    return _corpus(found)
-
-
-def _corpus(found: Iterable[tuple[str, Record]]) -> Corpus:
-    corpus = Corpus([], [], [], [], [], [], [])
-    for dataset, record in found:
-        utterance, name = record[WORDS], Path(dataset).name
-        corpus.ids.append(f"{name}/{utterance.id}")
-        corpus.sets.append(name)
-        corpus.voices.append(f"{name}/{utterance.speaker}")
-        corpus.languages.append(utterance.language)
-        corpus.texts.append(utterance.text if utterance.language == "en" else None)
-        corpus.words.append(utterance.words)
-        corpus.audios.append(load(record[AUDIO].flac))
     return corpus
+
+
+def _add(corpus: Corpus, dataset: str, opened: Dataset, records: Sequence[Record]) -> None:
+    name = Path(dataset).name
+    for record in records:
+        corpus.add(name, record[WORDS], load(record[AUDIO].flac))
+    corpus.licences[name] = ", ".join(opened.manifest.licences)

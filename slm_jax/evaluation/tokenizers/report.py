@@ -38,6 +38,14 @@ COLUMNS: Mapping[str, tuple[str, str, float]] = {
     "speaker_margin": ("speaker margin", ".2f", 1),
     "dnsmos": ("DNSMOS", ".2f", 1),
 }
+# Of these, those that sets in other languages have.
+_ANY_LANGUAGE = ("mel", "pesq_wb", "stoi", "f0_correlation", "f0_rmse_cents", "speaker_cosine")
+_ANY_LANGUAGE += ("dnsmos",)
+_OTHERS = (
+    "The starter weights of all tokenizers were trained on English alone: these languages are new "
+    "to them, and TASTE and the units hear them through an English Whisper. No word errors, since "
+    "no recogniser of these languages is at hand."
+)
 _CURVES = ("pesq_wb", "stoi", "mel", "wer", "speaker_cosine", "dnsmos")  # over the rate
 
 
@@ -46,7 +54,8 @@ def write(folder: Path, result: Mapping[str, Any]) -> None:
 
     Args:
       folder: made if missing; its clips/ has the players' files.
-      result: {"protocol", "devices", "corpus": set -> {utterances, minutes}, "unavailable":
+      result: {"protocol", "devices", "corpus": set -> {utterances, minutes, languages,
+        licence, in_means}, "unavailable":
         metric -> why, "systems": name -> what `resynthesise` returns, "statistics": name ->
         figures of the codes, "phones": {"protocol", "systems": name -> of `judge_units`},
         "probes": of `run_probes`, "clips": [{"id", "text", "system", "file"}]}, or as much of it
@@ -65,10 +74,12 @@ def markdown(result: Mapping[str, Any]) -> str:
     """The tables, in Markdown."""
     parts = ["# Speech tokenizers, measured", _corpus(result["corpus"])]
     parts.append(
-        "Means over datasets, word error over all English utterances together; brackets hold 95 % "
-        "intervals."
+        "Means over sets in English, word error over all of their utterances together; brackets "
+        "hold 95 % intervals."
     )
     parts += ["## Resynthesis", table(*_systems(result["systems"])), _unavailable(result)]
+    for one in _other_languages(result):
+        parts += [f"## {one.title}", one.text, table(one.head, one.rows)]
     if result.get("statistics"):
         parts += ["## Codes", table(*_statistics(result["statistics"]))]
     for one in _code_tables(result):
@@ -85,6 +96,7 @@ def html(folder: Path, result: Mapping[str, Any]) -> str:
         "Resynthesis": page.card(
             page.table(*_escaped(*_systems(result["systems"]))) + f"<p>{_unavailable(result)}</p>"
         ),
+        **{one.title: _code_table(one) for one in _other_languages(result)},
         "Codes": page.card(page.table(*_escaped(*_statistics(result.get("statistics", {}))))),
         **{one.title: _code_table(one) for one in _code_tables(result)},
         "Listen": _players(folder, result.get("clips", [])),
@@ -107,7 +119,8 @@ def html(folder: Path, result: Mapping[str, Any]) -> str:
 
 def _corpus(corpus: Mapping[str, Any]) -> str:
     sets = (
-        f"{name} ({size['utterances']} utterances, {size['minutes']:.1f} min)"
+        f"{name} ({', '.join(size['languages'])}; {size['utterances']} utterances, "
+        f"{size['minutes']:.1f} min; {size['licence']})"
         for name, size in corpus.items()
     )
     return "Held-out speech of " + ", ".join(sets) + "."
@@ -123,6 +136,19 @@ def _systems(systems: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         row += [NONE if eer is None else f"{100 * eer:.1f}", str(found["failed"])]
         rows.append(row)
     return head, rows
+
+
+def _other_languages(result: Mapping[str, Any]) -> list[Table]:
+    """A table of the sets that are in no mean, if there are any."""
+    sets = [name for name, size in result["corpus"].items() if not size["in_means"]]
+    rows = [
+        [name, system]
+        + [figure(found["sets"][name][metric], *COLUMNS[metric][1:]) for metric in _ANY_LANGUAGE]
+        for name in sets
+        for system, found in result["systems"].items()
+    ]
+    head = ["set", "system", *(COLUMNS[metric][0] for metric in _ANY_LANGUAGE)]
+    return [Table("Resynthesis of other languages", _OTHERS, head, rows)] if sets else []
 
 
 def _unavailable(result: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from slm_jax.data.schema import AUDIO_RATE
 from slm_jax.evaluation import wer
 from slm_jax.evaluation.bootstrap import DRAWS, Figure, ratio
 from slm_jax.evaluation.scores import usable
@@ -23,7 +24,7 @@ from slm_jax.evaluation.tokenizers.coders import Coded
 from slm_jax.evaluation.tokenizers.corpus import Corpus
 
 PROTOCOL = (
-    "tokenizers-2: held-out utterances at 16 kHz through each system and back. A delay of at most "
+    "tokenizers-3: held-out utterances at 16 kHz through each system and back. A delay of at most "
     "100 ms is taken out by cross-correlation before signal metrics, and reported: of the waves if "
     "they correlate by 0.5, else of the loudness of bands, to a millisecond. mel and stft as "
     "Codec-SUPERB's; PESQ-WB, STOI, ESTOI; pitch by pyin on frames voiced in both. Word error: "
@@ -31,9 +32,9 @@ PROTOCOL = (
     + ", English utterances together; dWER is the same against what the recogniser hears in the "
     "recording. Speaker: cosine of d-vectors to the recording's own; margin to other utterances of "
     "the voice over other voices; equal error rate of clips against recordings of the same and of "
-    "other voices. DNSMOS overall. A clip that is empty or not finite counts as failed and is not "
-    "scored; neither is a metric that finds nothing to measure. Intervals: 95 %, bootstrap over "
-    "utterances."
+    "other voices. DNSMOS overall. Means are of English, other languages stand by themselves. A "
+    "clip that is empty or not finite counts as failed and is not scored; neither is a metric that "
+    "finds nothing to measure. Intervals: 95 %, bootstrap over utterances."
 )
 MEANS = (*signal.METRICS, "speaker_cosine", "speaker_margin", "dnsmos")
 RATES = ("wer", "dwer")
@@ -112,8 +113,8 @@ def resynthesise(
 
     Returns:
       {"bits_per_second", "failed", "sets": set -> metric -> figure, "mean": metric -> figure,
-      "eer"}; a figure is {value, low, high, n}, or None where nothing could be measured. And what
-      the system made of each utterance.
+      "eer"}; a figure is {value, low, high, n}, or None where nothing could be measured. All but
+      "sets" and "failed" is of `corpus.main`. And what the system made of each utterance.
     """
     spoken = stages.map(
         "speak", f"{name}: coding", lambda rows: [system(corpus.audios[i]) for i in rows]
@@ -121,12 +122,12 @@ def resynthesise(
     clips = [np.asarray(one.audio, np.float32) for one in spoken]
     good = [usable(clip) for clip in clips]
     values = {metric: np.full(len(clips), np.nan) for metric in MEANS}
-    compared = stages.map(
+    measured = stages.map(
         "signal",
         f"{name}: comparing signals",
         lambda rows: [signal.compare(corpus.audios[i], clips[i]) if good[i] else {} for i in rows],
     )
-    for i, found in enumerate(compared):
+    for i, found in enumerate(measured):
         for metric, value in found.items():
             values[metric][i] = value
 
@@ -147,7 +148,9 @@ def resynthesise(
     )
     vectors = np.stack(vectors)
     values["speaker_cosine"] = np.sum(vectors * reference.vectors, axis=1)
-    values["speaker_margin"] = margins(vectors, reference.vectors, corpus.voices)
+    main, voices = corpus.main, np.array(corpus.voices)
+    compared = vectors[main], reference.vectors[main], voices[main]
+    values["speaker_margin"][main] = margins(*compared)
     values["dnsmos"] = np.array(
         stages.map(
             "quality",
@@ -171,16 +174,18 @@ def resynthesise(
         | {rate: _json(ratio(wrong[rows], words[rows])) for rate, (wrong, words) in edits.items()}
         for name, rows in members.items()
     }
-    mean = {metric: _json(mean_of_sets(values[metric], list(members.values()))) for metric in MEANS}
+    counted = [rows & main for rows in members.values()]
+    mean = {metric: _json(mean_of_sets(values[metric], counted)) for metric in MEANS}
     mean |= {rate: _json(ratio(wrong, words)) for rate, (wrong, words) in edits.items()}
-    bits = [one.bits for one in spoken]
+    sent = [(one.bits, len(corpus.audios[i])) for i, one in enumerate(spoken) if main[i]]
+    bits, samples = zip(*sent, strict=True)
     coded = all(one is not None for one in bits)
     return {
-        "bits_per_second": sum(bits) / corpus.seconds if coded else None,
+        "bits_per_second": sum(bits) / sum(samples) * AUDIO_RATE if coded else None,
         "failed": len(clips) - sum(good),
         "sets": sets,
         "mean": mean,
-        "eer": equal_error_rate(*_trials(vectors, reference.vectors, corpus.voices)),
+        "eer": equal_error_rate(*_trials(*compared)),
     }, spoken
 
 
@@ -223,10 +228,9 @@ def equal_error_rate(same: np.ndarray, other: np.ndarray) -> float | None:
 
 
 def _trials(
-    vectors: np.ndarray, originals: np.ndarray, voices: Sequence[str]
+    vectors: np.ndarray, originals: np.ndarray, names: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Cosines of clips to recordings of their voice (never their own) and of others."""
-    names = np.array(voices)
     good = np.isfinite(vectors).all(axis=1)
     cosines = vectors @ originals.T
     alike = (names[:, None] == names[None]) & good[:, None]

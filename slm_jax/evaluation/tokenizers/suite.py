@@ -12,6 +12,7 @@ import soundfile
 from rapidfuzz.distance import Levenshtein
 
 from slm_jax.data.schema import AUDIO_RATE
+from slm_jax.errors import UserError
 from slm_jax.evaluation.bootstrap import ratio
 from slm_jax.evaluation.degrade import white_noise
 from slm_jax.evaluation.pocket import PocketSphinx
@@ -24,7 +25,6 @@ from slm_jax.evaluation.tokenizers.coders import (
     Coded,
     Coder,
     features_coder,
-    frame_coder,
     mel_coder,
     taste_coder,
 )
@@ -41,11 +41,7 @@ from slm_jax.evaluation.tokenizers.resynthesis import (
     listen_first,
     resynthesise,
 )
-from slm_jax.evaluation.tokenizers.systems import (
-    NamedCodec,
-    codec_system,
-    taste_system,
-)
+from slm_jax.evaluation.tokenizers.systems import Judged, taste_system
 from slm_jax.evaluation.verdicts import Verdicts
 from slm_jax.tokenizers.asr import Asr
 from slm_jax.tokenizers.taste import Taste
@@ -134,8 +130,8 @@ def _plan(systems: Mapping[str, System], coders: Mapping[str, Coder]) -> list[st
 
 def run_suite(
     datasets: Sequence[str],
-    codecs: Sequence[NamedCodec],
-    units: Mapping[str, Coder],
+    recordings: Corpus,
+    tokenizers: Sequence[Judged],
     out: Path,
     *,
     taste: Path | None,
@@ -147,12 +143,12 @@ def run_suite(
     probes: int | None,
     genders: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Measures the anchor ladder, TASTE, `codecs` and `units` on held-out speech of datasets.
+    """Measures the anchor ladder, TASTE and other tokenizers on held-out speech of datasets.
 
     Args:
       datasets: names or folders, with "words" and "audio".
-      codecs: by the names that they have in the table.
-      units: by name; their codes are judged, and nothing here speaks them.
+      recordings: further speech that no tokenizer was trained on, in any language.
+      tokenizers: beside TASTE.
       out: see `compare`. What judges said is kept in its verdicts.jsonl, and not asked again; what
         probes said, in its probes.jsonl.
       taste: folder of another TASTE than the starter.
@@ -165,9 +161,15 @@ def run_suite(
       genders: of speakers by name, for a probe.
 
     Raises:
-      UserError: a dataset, file or package of the extra `eval` is missing.
+      UserError: a dataset, file or package of the extra `eval` is missing, all speech is of one
+        voice, or two tokenizers have one name.
     """
     corpus = open_held_out(datasets, limit)
+    corpus.extend(recordings)
+    if len(set(corpus.voices)) < 2:
+        raise UserError("all of it is one voice", "add a dataset of another: --datasets A B")
+    if len({one.name for one in tokenizers}) < len(tokenizers):
+        raise UserError("two tokenizers are named and coded alike", "compare them in runs apart")
     probing = Probing(open_training(datasets, probes), genders) if probes is not None else None
     asr, book = Asr(whisper), Verdicts(out / VERDICTS)
     voices = SpeakerEncoder(speaker_encoder)
@@ -185,9 +187,8 @@ def run_suite(
         name: lambda audio, anchor=anchor: Clip(*anchor(audio)) for name, anchor in LADDER.items()
     }
     systems["TASTE"] = taste_system(tokenizer, text)
-    systems |= {one.name: codec_system(one.codec) for one in codecs}
-    coders = {"TASTE": taste_coder(tokenizer)}
-    coders |= {one.name: frame_coder(one.codec) for one in codecs} | units
+    systems |= {one.name: one.system for one in tokenizers if one.system}
+    coders = {"TASTE": taste_coder(tokenizer)} | {one.name: one.coder for one in tokenizers}
     features = features_coder(UnitEncoder.load(whisper, _LAYER))
     coders |= {
         f"features: {whisper.name} layer {_LAYER}": features,
@@ -204,8 +205,14 @@ def _code(name: str, coder: Coder, corpus: Corpus, stages: Stages) -> list[Coded
 
 
 def _size(corpus: Corpus, name: str) -> dict[str, Any]:
-    own = [len(a) for a, s in zip(corpus.audios, corpus.sets, strict=True) if s == name]
-    return {"utterances": len(own), "minutes": sum(own) / AUDIO_RATE / 60}
+    own = [i for i, one in enumerate(corpus.sets) if one == name]
+    return {
+        "utterances": len(own),
+        "minutes": sum(len(corpus.audios[i]) for i in own) / AUDIO_RATE / 60,
+        "languages": sorted({corpus.languages[i] for i in own}),
+        "licence": corpus.licences.get(name, "unknown"),
+        "in_means": bool(corpus.main[own].any()),
+    }
 
 
 def _units(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,72 +21,107 @@ from slm_jax.evaluation.tokenizers.coders import (
 from slm_jax.evaluation.tokenizers.resynthesis import Clip, System
 from slm_jax.tokenizers.codecs.codec import Codec
 from slm_jax.tokenizers.codecs.frame_codec import FrameCodec
-from slm_jax.tokenizers.codecs.kinds import CODECS
+from slm_jax.tokenizers.codecs.kinds import CODECS, load_codec
+from slm_jax.tokenizers.spoken_units import SpokenUnits, load_units
 from slm_jax.tokenizers.taste import SPEAKER_BITS
 from slm_jax.tokenizers.taste_tokenizer import TasteTokenizer
 from slm_jax.tokenizers.text import TextTokenizer, encode_words
-from slm_jax.tokenizers.unit_tokenizer import UnitTokenizer
+from slm_jax.tokenizers.unit_vocoder import spoken_by
 
 
-class NamedCodec(NamedTuple):
-    """A codec and what the table calls it."""
+class Judged(NamedTuple):
+    """A tokenizer in the tables.
+
+    Attributes:
+      name: what they call it.
+      coder: makes its codes.
+      system: sends audio through it; None where nothing makes audio of its codes.
+    """
 
     name: str
-    codec: Codec
+    coder: Coder
+    system: System | None
 
 
-def parse_codec(argument: str) -> NamedCodec:
-    """Loads "KIND=DIR", a kind of `CODECS` and the folder of its weights.
+def parse_codec(argument: str) -> Judged:
+    """Loads "KIND=DIR", a kind of `CODECS` and the folder of its weights; of "KIND=DIR@8", the
+    first 8 levels.
 
     Raises:
       UserError: it is not written so, or the folder holds no such codec.
     """
-    kind, separator, folder = argument.partition("=")
+    kind, separator, weights = argument.partition("=")
     if not separator or kind not in CODECS:
         raise UserError(f"no codec: {argument}", f"write KIND=DIR, of {', '.join(CODECS)}")
-    return _named(kind, CODECS[kind](Path(folder)))
+    return _codec(kind, load_codec(kind, weights))
 
 
-def starter_codecs() -> list[NamedCodec]:
+def starter_codecs() -> list[Judged]:
     """The codec that comes with the package, with all of its levels and with half of them."""
     whole = FrameCodec.load()
-    return [_named("codec", one) for one in (whole, FrameCodec.load(levels=whole.spec.levels // 2))]
+    return [_codec("codec", one) for one in (whole, FrameCodec.load(levels=whole.spec.levels // 2))]
 
 
-def _named(kind: str, codec: Codec) -> NamedCodec:
+def _codec(kind: str, codec: Codec) -> Judged:
     rate = codec.spec.clock * codec.spec.bits / 1000
-    return NamedCodec(f"{kind} {rate:.1f} kbit/s", codec)
+    return Judged(f"{kind} {rate:.1f} kbit/s", frame_coder(codec), frame_system(codec))
 
 
-def load_units(folder: Path | None, locate: Callable[[str], Path]) -> tuple[str, Coder]:
-    """What the tables call the units of a folder, and what makes them; nothing here speaks them.
+def all_units(
+    folders: Sequence[Path | None],
+    vocoders: Sequence[Path],
+    whisper: str,
+    locate: Callable[[str], Path],
+) -> list[Judged]:
+    """Units of folders, each with what speaks them if that is there.
 
     Args:
-      folder: of a `UnitTokenizer`; None for the starter.
-      locate: finds its encoder.
+      folders: of units (`spoken_units.load_units`), None for the starter's.
+      vocoders: folders of unit vocoders; each speaks those of the units that it was trained for.
+      whisper: what supervised units were trained in.
+      locate: finds a model's folder by its name.
 
     Raises:
-      UserError: the folder holds no units, or they do not belong to the encoder.
+      UserError: a folder holds no units or no unit vocoder, or a vocoder is for other units.
     """
-    tokenizer = UnitTokenizer.load(folder, locate=locate)
-    name = "the starter" if folder is None else folder.name
-    return f"units, {tokenizer.spec.vocab[0]} of {name}", frame_coder(tokenizer)
+    found, unused = [], set(vocoders)
+    for folder in folders:
+        units = load_units(folder, whisper, locate)
+        spec, coder = units.spec, frame_coder(units)
+        source = "the starter" if folder is None else folder.name
+        name = f"units {spec.clock * spec.bits / 1000:.1f} kbit/s, {spec.vocab[0]} of {source}"
+        own = [path for path in vocoders if spoken_by(path) == spec.fingerprint]
+        found += [
+            Judged(
+                f"{name}, spoken by {path.parent.name}",
+                coder,
+                frame_system(SpokenUnits.load(units, path)),
+            )
+            for path in own
+        ] or [Judged(name, coder, None)]
+        unused -= set(own)
+    if unused:
+        raise UserError(
+            f"{', '.join(map(str, unused))}: trained for none of the units that are compared",
+            "name these units, too: --units DIR",
+        )
+    return found
 
 
-def codec_system(codec: Codec) -> System:
-    """A codec at its own sample rate; its bits are those of its codes."""
-    rate = codec.sample_rate
-    bits = float(np.log2(codec.spec.vocab).sum())
+def frame_system(tokenizer: Codec | SpokenUnits) -> System:
+    """A tokenizer of frames, at its own sample rate. Its bits are those of its codes and, of units,
+    of the speaker vector."""
+    rate, bits = tokenizer.sample_rate, tokenizer.spec.bits
 
     def through(audio: np.ndarray) -> Clip:
         heard = resample(audio, AUDIO_RATE, rate)
-        codes, frames = codes_of(codec, heard)
-        decoded = np.asarray(codec.decode(codes, frames))[0, : len(heard)]
+        codes, frames, *speakers = codes_of(tokenizer, heard)
+        decoded = np.asarray(tokenizer.decode(codes, frames, *speakers))[0, : len(heard)]
         back = resample(decoded, rate, AUDIO_RATE)[: len(audio)]
         back = np.pad(back, (0, len(audio) - len(back)))
         count = int(frames[0])
-        coded = on_frames(np.asarray(codes)[0, :count], codec.spec.clock)
-        return Clip(back, bits * count, coded)
+        coded = on_frames(np.asarray(codes)[0, :count], tokenizer.spec.clock)
+        return Clip(back, bits * count + sum(map(np.size, speakers)) * SPEAKER_BITS, coded)
 
     return through
 

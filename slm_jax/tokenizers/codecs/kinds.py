@@ -13,7 +13,7 @@ from slm_jax.tokenizers.codecs.frame_codec import FrameCodec
 from slm_jax.tokenizers.codecs.mimi import Mimi
 from slm_jax.tokenizers.codecs.snac import Snac
 
-CODECS: Mapping[str, Callable[[Path], Codec]] = {
+CODECS: Mapping[str, Callable[[Path | str, int | None], Codec]] = {
     "codec": FrameCodec.load,
     "mimi": Mimi.load,
     "encodec": Encodec.load,
@@ -21,3 +21,19 @@ CODECS: Mapping[str, Callable[[Path], Codec]] = {
     "dac": Dac.load,
     "snac": Snac.load,
 }
+
+
+def load_codec(kind: str, weights: Path | str) -> Codec:
+    """Loads a codec of one of `CODECS`.
+
+    Args:
+      kind: of the codec.
+      weights: its folder; "FOLDER@8" for the first 8 of its levels.
+
+    Raises:
+      UserError: the folder holds no such codec, or the codec has no so many levels.
+    """
+    folder, separator, levels = str(weights).rpartition("@")
+    if separator and levels.isdigit():
+        return CODECS[kind](folder, int(levels))
+    return CODECS[kind](weights, None)

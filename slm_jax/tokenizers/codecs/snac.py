@@ -8,6 +8,7 @@ every call here: what a codec says depends on its codes alone.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from pathlib import Path
 
@@ -23,7 +24,15 @@ from slm_jax.nn.layers import LayerNorm, Linear
 from slm_jax.nn.rope import inverse_frequencies, rotate
 from slm_jax.nn.streaming import Rows, Run
 from slm_jax.tokenizers.chunked import Blocks, reach
-from slm_jax.tokenizers.codecs.codec import Codec, build, codec_spec, keep, own, whole_frames
+from slm_jax.tokenizers.codecs.codec import (
+    Codec,
+    build,
+    choose_levels,
+    codec_spec,
+    keep,
+    own,
+    whole_frames,
+)
 from slm_jax.tokenizers.codecs.rvq import FactorisedCodebooks
 from slm_jax.tokenizers.codecs.snake_net import DownStage, UpStage, wide_conv
 
@@ -216,12 +225,14 @@ class SnacNetwork(nnx.Module):
         )
         self.decoder = SnacDecoder(config, rngs=rngs)
 
-    def encode(self, audio: jax.Array, lengths: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """See `Codec.encode`."""
+    def encode(
+        self, audio: jax.Array, lengths: jax.Array, levels: int
+    ) -> tuple[jax.Array, jax.Array]:
+        """See `Codec.encode`; codes of the first `levels` levels."""
         config = self.config
         audio, lengths = whole_frames(audio, lengths, config.hop * config.block)
         latents = self.encoder(audio[..., None], Rows(lengths))
-        codes = self.quantizer.encode(latents, len(config.strides))
+        codes = self.quantizer.encode(latents, levels)
         frames = lengths // config.frame
         return keep(join_levels(codes), frames), frames
 
@@ -240,12 +251,12 @@ class Snac(Codec):
     one, then those of the next level in order of time, and so on. `split_levels` takes them apart.
 
     Attributes:
-      counts: codes of each level in one frame; (1, 2, 4) in the published model for 24 kHz.
+      counts: codes of each level written in one frame; (1, 2, 4) in the published model for 24 kHz.
       blocks: of as many frames as attention needs, for streams (`tokenizers.chunked`).
     """
 
-    def __init__(self, network: SnacNetwork):
-        config = network.config
+    def __init__(self, network: SnacNetwork, levels: int):
+        config, counts = network.config, network.config.counts[:levels]
         ends = range(config.strides[0] - 1, config.block, config.strides[0])
         ahead = [network.encoder.field(end, end).last + 1 - (end + 1) * config.hop for end in ends]
         samples, count = config.block * config.hop, config.block // config.strides[0]
@@ -256,12 +267,12 @@ class Snac(Codec):
         spec = codec_spec(
             "snac",
             network,
-            (config.codes,) * sum(config.counts),
+            (config.codes,) * sum(counts),
             config.sample_rate / config.frame,
             lookahead=max(ahead) / config.sample_rate,
         )
-        super().__init__(network, spec, config.sample_rate)
-        self.counts, self.fewest = config.counts, spec.levels
+        super().__init__(network, spec, config.sample_rate, levels=levels)
+        self.counts, self.fewest = counts, spec.levels
 
     def decode_at(self, codes: jax.Array, frames: jax.Array, start: int) -> jax.Array:
         """`decode` of rows cut out of longer ones, where they begin at frame `start`: the decoder's
@@ -270,16 +281,22 @@ class Snac(Codec):
         return self._decode(*(own(x, jnp.int32) for x in (codes, frames, start)))
 
     @classmethod
-    def load(cls, folder: Path | str) -> Snac:
+    def load(cls, folder: Path | str, levels: int | None = None) -> Snac:
         """Reads a folder in the format of hubertsiuzdak/snac_24khz: config.json, and the tensors
         of pytorch_model.bin as safetensors.
+
+        Args:
+          folder: where they are.
+          levels: how many levels to write, the slow ones; all if None. The published models were
+            not trained to do with fewer.
 
         Raises:
           UserError: a file is missing, or it holds no (whole) SNAC.
         """
         checkpoint = checkpoints.read(folder, codec_names.SNAC)
         config = SnacConfig(**checkpoint.sizes)
-        return cls(build(lambda: SnacNetwork(config, rngs=nnx.Rngs(0)), checkpoint.weights))
+        network = build(lambda: SnacNetwork(config, rngs=nnx.Rngs(0)), checkpoint.weights)
+        return cls(network, choose_levels(levels, len(config.strides)))
 
 
 def join_levels(levels: list[jax.Array]) -> jax.Array:
@@ -289,6 +306,7 @@ def join_levels(levels: list[jax.Array]) -> jax.Array:
 
 
 def split_levels(codes: jax.Array, counts: tuple[int, ...]) -> list[jax.Array]:
-    """Undoes `join_levels`."""
-    ends = [sum(counts[: i + 1]) for i in range(len(counts) - 1)]
+    """Undoes `join_levels`, of all levels or the first ones."""
+    ends = list(itertools.accumulate(counts))
+    ends = ends[: ends.index(codes.shape[-1])]
     return [x.reshape(x.shape[0], -1) for x in jnp.split(codes, ends, axis=-1)]

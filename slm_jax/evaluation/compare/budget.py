@@ -1,0 +1,125 @@
+"""Runs of equal arithmetic: rows of a batch and steps, so that all systems spend the same."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+
+from slm_jax.data.rows import pack_row, stack
+from slm_jax.data.schema import Record
+from slm_jax.errors import UserError
+from slm_jax.evaluation.compare.job import CompareJob
+from slm_jax.models.system import System
+from slm_jax.nn import tree
+from slm_jax.streams import fingerprint
+from slm_jax.training import flops, objective
+from slm_jax.training.checkpoint import Checkpoints
+from slm_jax.training.job import TrainJob
+from slm_jax.training.losses import LossWeights
+
+TOLERANCE = 0.02  # of the budget
+_BUCKET = 64  # columns
+
+
+class Plan(NamedTuple):
+    """Rows of a batch, steps, and the share of the budget that they spend."""
+
+    rows: int
+    steps: int
+    share: float
+
+
+def plan(row: float, operations: float, steps: int) -> Plan:
+    """Divides a budget.
+
+    Args:
+      row: operations of one row of a batch, forward and backward.
+      operations: to be spent.
+      steps: wanted; there are more or fewer where rows are whole.
+
+    Raises:
+      UserError: the budget is too small to be met within `TOLERANCE`.
+    """
+    rows = max(1, round(operations / steps / row))
+    done = max(1, round(operations / (rows * row)))
+    share = done * rows * row / operations
+    if abs(share - 1) > TOLERANCE:
+        raise UserError(
+            f"{done} steps of {row * rows:.3g} operations are {share:.1%} of the budget of "
+            f"{operations:.3g}",
+            "raise CompareJob.operations",
+        )
+    return Plan(rows, done, share)
+
+
+def train_job(
+    job: CompareJob, name: str, system: System, records: list[Record]
+) -> tuple[TrainJob, Plan]:
+    """The run of one system.
+
+    Args:
+      job: what is compared.
+      name: of the system.
+      system: itself.
+      records: that a row must hold, each; its length is that of the longest.
+    """
+    longest = max(system.layout.length(record) for record in records)
+    wanted = TrainJob(
+        name=name,
+        system=system,
+        data=job.data,
+        text_tokenizer=job.text_tokenizer,
+        taste=job.taste,
+        losses=LossWeights(kl=0.0),  # the backbones start from random weights: nothing to keep
+        optimizer=job.optimizer,
+        seq_len=-(-longest // _BUCKET) * _BUCKET,
+        seed=job.seed,
+        prompts=0,
+        runs=str(job.run_dir),
+    )
+    share = plan(row_operations(wanted, records[0]), job.operations, job.steps)
+    planned = dataclasses.replace(
+        wanted,
+        batch_size=share.rows,
+        steps=share.steps,
+        log_every=max(1, share.steps // 4),
+        eval_every=share.steps,
+        checkpoints=Checkpoints(every=max(1, share.steps // 2), keep=1),
+    )
+    content = fingerprint(repr(planned.system), repr(dataclasses.replace(planned, runs="")))
+    return dataclasses.replace(planned, name=f"{name}-{content[:8]}"), share
+
+
+def row_operations(job: TrainJob, record: Record) -> float:
+    """Operations of a row, forward and backward: of whole squares of attention, and of padding."""
+    row = stack([pack_row(job.system.layout, job.seq_len, (record,), (0,))])
+    module = nnx.eval_shape(lambda: job.system.build(nnx.Rngs(0)))
+    graphdef, abstract = tree.pure_params(module)
+    aim = objective.make(job, graphdef, abstract, row)
+
+    def total(params: tree.Params, batch: Any) -> jax.Array:
+        found = aim.sums(params, {}, batch)
+        return sum(found[name] for name in aim.coefficients)
+
+    return flops.counted(jax.grad(total), abstract, row)
+
+
+def parameters(params: tree.Params, text_ids: int) -> tuple[int, int]:
+    """How many there are, and how many of them in no table or head of the text's ids.
+
+    Args:
+      params: of a model.
+      text_ids: how many the text has; 0 for no text.
+    """
+    shapes = [np.shape(leaf) for leaf in tree.flatten(params).values()]
+    sizes = [int(np.prod(shape)) for shape in shapes]
+    own = [
+        size
+        for size, shape in zip(sizes, shapes, strict=True)
+        if not (text_ids and max(shape, default=0) >= text_ids)
+    ]
+    return sum(sizes), sum(own)

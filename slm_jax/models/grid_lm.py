@@ -1,0 +1,327 @@
+"""A speech LM over the grid of any layout: trunk, embedding and heads as its configuration says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from slm_jax.layouts import Ctc, Layout, Nar
+from slm_jax.models.backbone import Backbone, KVCache, init_cache
+from slm_jax.models.continuous import make_head
+from slm_jax.models.cross_decoder import CrossDecoder, CrossDecoderConfig
+from slm_jax.models.depth import DepthTransformer
+from slm_jax.models.grid_config import GridLMConfig, predicted
+from slm_jax.models.grid_embedding import BACKBONE, GridEmbedding
+from slm_jax.models.nar import NarTrunk, stages
+from slm_jax.models.second import Feed
+from slm_jax.nn.layers import Embedding, Linear
+from slm_jax.nn.losses import cross_entropy
+
+Columns = Mapping[str, jax.Array]
+
+
+class States(NamedTuple):
+    """What the heads read, each [B, S, D].
+
+    Attributes:
+      trunk: after the final norm.
+      branch: after that of the branch; None without one.
+    """
+
+    trunk: jax.Array
+    branch: jax.Array | None
+
+
+class GridCache(NamedTuple):
+    """What decoding keeps of the columns so far.
+
+    Attributes:
+      trunk, branch: of the layers.
+      memory: the text LLM's states as the second transformer reads them, [B, T, r, E], or None.
+    """
+
+    trunk: Any
+    branch: KVCache | None
+    memory: jax.Array | None
+
+
+class GridLM(nnx.Module):
+    """Parameters: backbone/..., embedding/..., heads/ROW/..., depth/..., and what else there is.
+
+    A batch has "tokens", "targets" int and "weights" f32 [B, R, S], "segment_ids", "positions" int
+    [B, S], "seeds" uint32 [B]; with a row of vectors "vectors" and "vector_targets" f32 [B, S, L];
+    with an upstream layout its grid under "upstream/...", "links" and "copies" int [B, S]
+    (`Layout.links`).
+    """
+
+    def __init__(self, config: GridLMConfig, layout: Layout, rngs: nnx.Rngs):
+        if config.backbone is None:
+            raise ValueError("backbone must be set before the model is built")
+        self.config, self.layout = config, layout
+        self.nar, self.ctc = layout.holds(Nar), layout.holds(Ctc)
+        self.rows, self.depth_rows = predicted(layout), config.depth_rows(layout)
+        second, vectors = config.second, layout.vector_row
+        self.trunk_config = config.backbone if second is None else second.trunk
+        width = config.backbone.width if second is None else second.table_width
+        self.embedding = GridEmbedding(
+            config.embedding, layout.rows, width, vectors.width if vectors else 0, rngs
+        )
+        self._build_trunks(rngs)
+        width = self.trunk_config.width
+        own = [row for row in self.rows if not self._by_llm(row) and row not in self.depth_rows]
+        axes = ("embed", "codes")
+        sizes = {str(row): self.ids_of(row).stop - self.ids_of(row).start + self.ctc for row in own}
+        self.heads = nnx.Dict(
+            {row: Linear(width, size, rngs=rngs, axes=axes) for row, size in sizes.items()}
+        )
+        if config.depth is not None:
+            rows = layout.rows
+            self.depth = DepthTransformer(
+                config.depth,
+                width,
+                tuple(0 if row is None else rows[row].vocab for row in self._before()),
+                tuple(rows[row].classes - rows[row].lowest for row in self.depth_rows),
+                rngs,
+            )
+        if config.continuous is not None:
+            self.continuous = make_head(config.continuous, width, rngs)
+
+    def _build_trunks(self, rngs: nnx.Rngs) -> None:
+        config, second = self.config, self.config.second
+        if self.nar:
+            self.nar_trunk = NarTrunk(config.backbone, len(self.layout.rows), rngs)
+            table = config.backbone
+            self.table = Embedding(table.vocab_size, table.width, rngs=rngs)
+            return
+        self.backbone = Backbone(config.backbone, rngs)
+        if second is not None:
+            cross = isinstance(second.trunk, CrossDecoderConfig)
+            self.feed = Feed(second, config.backbone.width, rngs)
+            self.second = (CrossDecoder if cross else Backbone)(second.trunk, rngs)
+        if config.branch is not None:
+            self.branch = Backbone(self._branch_config(), rngs)
+
+    def _branch_config(self) -> Any:
+        return self.config.backbone.__class__(
+            **{**vars(self.config.backbone), "vocab_size": 0, "layers": self.config.branch.layers}
+        )
+
+    # What is read.
+
+    def states(self, batch: Columns) -> tuple[States, jax.Array | None]:
+        """The heads' states of packed rows, and with `second` the text LLM's own [B, T, D']."""
+        segments, positions = batch["segment_ids"], batch["positions"]
+        if self.nar:
+            x = self._embed(batch, None)
+            stage = stages(batch["weights"], segments)
+            return States(self.nar_trunk(x, positions, segments, stage), None), None
+        if self.config.second is None:
+            x = self._embed(batch, None)
+            hidden, tapped, _ = self.backbone.run(x, positions, segments, None, tap=self._tap)
+            if tapped is None:
+                return States(hidden, None), None
+            return States(hidden, self.branch(tapped, positions, segments)[0]), None
+        text = self.upstream(batch)
+        memory = self.feed.memory(text)
+        x = self._embed(batch, memory)
+        if isinstance(self.second, CrossDecoder):
+            known = batch["upstream/segment_ids"]
+            hidden, _ = self.second.run(x, positions, segments, None, memory[:, :, 0], known)
+        else:
+            hidden, _ = self.second(x, positions, segments)
+        return States(hidden, None), text
+
+    def upstream(self, batch: Columns) -> jax.Array:
+        """The text LLM's states [B, T, D'] of "upstream/tokens" and so on."""
+        x = self.backbone.embed(batch["upstream/tokens"][:, 0])
+        places = batch["upstream/positions"], batch["upstream/segment_ids"]
+        return self.backbone(x, *places)[0]
+
+    def init_cache(self, batch: int, length: int, columns: Columns | None = None) -> GridCache:
+        """An empty cache for at most `length` columns; `columns` has the "upstream/..." if any."""
+        branch = None
+        if self.config.branch is not None:
+            branch = init_cache(self._branch_config(), batch, length)
+        if self.config.second is None:
+            return GridCache(init_cache(self.config.backbone, batch, length), branch, None)
+        memory = self.feed.memory(self.upstream(columns))
+        if isinstance(self.second, CrossDecoder):
+            known = columns["upstream/segment_ids"]
+            return GridCache(
+                self.second.init_cache(batch, length, memory[:, :, 0], known), None, memory
+            )
+        return GridCache(init_cache(self.second.config, batch, length), None, memory)
+
+    def step(self, columns: Columns, cache: GridCache) -> tuple[States, GridCache]:
+        """The heads' states of S more columns.
+
+        Args:
+          columns: "tokens" [B, R, S], "positions" [B, S], and "vectors", "links", "copies" where
+            the layout has them.
+          cache: of the columns before.
+        """
+        x, positions = self._embed(columns, cache.memory), columns["positions"]
+        if self.config.second is None:
+            run = self.backbone.run(x, positions, None, cache.trunk, tap=self._tap)
+            hidden, tapped, kv = run
+            if tapped is None:
+                return States(hidden, None), GridCache(kv, None, None)
+            branch, branch_kv = self.branch(tapped, positions, None, cache.branch)
+            return States(hidden, branch), GridCache(kv, branch_kv, None)
+        if isinstance(self.second, CrossDecoder):
+            hidden, kv = self.second.run(x, positions, None, cache.trunk, None, None)
+        else:
+            hidden, kv = self.second(x, positions, None, cache.trunk)
+        return States(hidden, None), GridCache(kv, None, cache.memory)
+
+    # What is predicted.
+
+    def logits(self, states: States, row: int) -> jax.Array:
+        """[B, S, V] of the ids `ids_of(row)`, of a row that the depth transformer does not have."""
+        branch = self.config.branch
+        hidden = states.branch if branch and row in branch.rows else states.trunk
+        if self._by_llm(row):
+            return self.backbone.logits(hidden, self.ids_of(row))
+        return self.heads[self._name(row)](hidden)
+
+    def ids_of(self, row: int) -> slice:
+        """The ids that the row's head has."""
+        return slice(self.layout.rows[row].lowest, self.layout.rows[row].classes)
+
+    def before(self, k: int) -> int | None:
+        """The row that depth row `k` is told, None for the first where all rows are depth's."""
+        return self._before()[k]
+
+    def told(self, row: int, ids: jax.Array) -> jax.Array:
+        """What the depth transformer takes of ids [...] of a row: them, or their vectors."""
+        if not self.config.depth.shared_tables:
+            return ids
+        return self.embedding.look_up(row, ids, self._table())
+
+    def losses(self, batch: Columns) -> dict[str, jax.Array]:
+        """Sums of all losses of a batch: of each row by name, of each group of
+        `GridLMConfig.groups`, "vectors" and "upstream"."""
+        states, text = self.states(batch)
+        terms = {row: self._row_loss(states, batch, row) for row in self.rows}
+        terms |= self._depth_losses(states.trunk, batch)
+        sums = {self.layout.rows[row].name: value for row, value in terms.items()}
+        for name, rows in self.config.groups(self.layout).items():
+            sums[name] = sum(terms[row] for row in rows)
+        if self.config.continuous is not None:
+            keys = jax.vmap(jax.random.key)(batch["seeds"])
+            found = jax.vmap(self.continuous.losses)(states.trunk, batch["vector_targets"], keys)
+            sums["vectors"] = (found * self._vector_weights(batch)).sum()
+        if text is not None:
+            targets = batch["upstream/targets"][:, 0]
+            weights = batch["upstream/weights"][:, 0]
+            logits = self.backbone.logits(text)
+            sums["upstream"] = (cross_entropy(logits, targets, weights) * weights).sum()
+        return sums
+
+    def weights(self, batch: Columns) -> dict[str, jax.Array]:
+        """The weights of `losses`, which depend on the batch alone."""
+        counts = batch["weights"].astype(jnp.float32)
+        chosen = self._chosen(batch)
+        terms = {}
+        for row in self.rows:
+            own = counts[:, row]
+            if row in self.depth_rows and chosen is not None:
+                own = jnp.take_along_axis(own, chosen, axis=1)
+            terms[row] = own.sum()
+        found = {self.layout.rows[row].name: value for row, value in terms.items()}
+        for name, rows in self.config.groups(self.layout).items():
+            found[name] = sum(terms[row] for row in rows)
+        if self.config.continuous is not None:
+            found["vectors"] = self._vector_weights(batch).sum()
+        if self.config.second is not None:
+            found["upstream"] = batch["upstream/weights"].astype(jnp.float32).sum()
+        return found
+
+    # Below, parts of these.
+
+    def _name(self, row: int) -> str:
+        return f"{row:0{self.digits}}"
+
+    @property
+    def _tap(self) -> int | None:
+        return self.config.branch.tap if self.config.branch else None
+
+    def _by_llm(self, row: int) -> bool:
+        """Whether the text LLM's own head predicts the row."""
+        branch = self.config.branch
+        shared = self.embedding.numbers[row] == BACKBONE
+        elsewhere = self.nar or self.config.second or (branch and row in branch.rows)
+        return shared and not elsewhere and row not in self.depth_rows
+
+    def _table(self) -> Embedding | None:
+        if self.nar:
+            return self.table
+        return self.backbone.embedding if self.config.backbone.vocab_size else None
+
+    def _embed(self, columns: Columns, memory: jax.Array | None) -> jax.Array:
+        x = self.embedding(columns["tokens"], columns.get("vectors"), self._table())
+        return x if memory is None else self.feed(x, memory, columns)
+
+    def _before(self) -> tuple[int | None, ...]:
+        return (None, *self.rows)[self.config.depth_from :][: len(self.depth_rows)]
+
+    def _row_loss(self, states: States, batch: Columns, row: int) -> jax.Array:
+        if row in self.depth_rows:
+            return jnp.float32(0)  # comes with the others of the depth transformer
+        logits = self.logits(states, row)
+        targets, weights = batch["targets"][:, row], batch["weights"][:, row]
+        targets = targets - self.ids_of(row).start
+        if not self.ctc:
+            return (cross_entropy(logits, targets, weights) * weights).sum()
+        gaps = (batch["segment_ids"] == 0).astype(jnp.float32)
+        none = (weights == 0).astype(jnp.float32)
+        blank = logits.shape[-1] - 1
+        return optax.ctc_loss(
+            logits, gaps, jnp.where(none > 0, 0, targets), none, blank_id=blank
+        ).sum()
+
+    def _depth_losses(self, hidden: jax.Array, batch: Columns) -> dict[int, jax.Array]:
+        if not self.depth_rows:
+            return {}
+        targets, weights = batch["targets"], batch["weights"].astype(jnp.float32)
+        chosen = self._chosen(batch)
+        if chosen is not None:
+            hidden = jnp.take_along_axis(hidden, chosen[..., None], axis=1)
+            targets, weights = (
+                jnp.take_along_axis(x, chosen[:, None], axis=2) for x in (targets, weights)
+            )
+        previous = [
+            jnp.full_like(targets[:, 0], -1) if row is None else targets[:, row]
+            for row in self._before()
+        ]
+        told = [
+            self.told(0 if row is None else row, ids)
+            for row, ids in zip(self._before(), previous, strict=True)
+        ]
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        given = jnp.stack(told, axis=2)
+        logits = self.depth(flat, given.reshape(len(flat), *given.shape[2:]))
+        found = {}
+        for row, scores in zip(self.depth_rows, logits, strict=True):
+            ids, counts = targets[:, row].reshape(-1), weights[:, row].reshape(-1)
+            ids = ids - self.ids_of(row).start
+            found[row] = (cross_entropy(scores, ids, counts) * counts).sum()
+        return found
+
+    def _chosen(self, batch: Columns) -> jax.Array | None:
+        """int [B, n], columns for the depth transformer; None for all."""
+        if not self.depth_rows or self.config.depth_share == 1:
+            return None
+        counts = jnp.asarray(batch["weights"])[:, self.depth_rows[0] :].max(1)
+        most = -int(-self.config.depth_share * counts.shape[1] // 1)
+        return jax.lax.top_k(counts, most)[1]
+
+    def _vector_weights(self, batch: Columns) -> jax.Array:
+        """[B, S], 1 where a vector is to be predicted."""
+        row = self.layout.rows.index(self.layout.vector_row)
+        return batch["weights"][:, row] * (batch["targets"][:, row] == 0)

@@ -1,0 +1,89 @@
+"""What a model is trained on: its named losses, their weights, and what each mean counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+
+from slm_jax.models.grid_config import GridLMConfig
+from slm_jax.models.speech_lm import without_lora
+from slm_jax.nn import tree
+from slm_jax.training import flops, step
+from slm_jax.training.job import TrainJob
+from slm_jax.training.losses import loss_weights, losses
+
+
+class Objective(NamedTuple):
+    """The losses of a model.
+
+    Attributes:
+      sums, weights, coefficients: what `step.make_step` takes.
+      work: operations of a step on a batch whose "segment_ids" are given.
+    """
+
+    sums: step.LossSums
+    weights: step.LossWeights
+    coefficients: Mapping[str, float]
+    work: Callable[[np.ndarray], float]
+
+
+def make(
+    job: TrainJob, graphdef: nnx.GraphDef, abstract: tree.Params, example: step.Batch
+) -> Objective:
+    """The objective of the job's model.
+
+    Args:
+      job: with the backbone's sizes filled in.
+      graphdef, abstract: the model.
+      example: one row of a batch.
+    """
+    if isinstance(job.system.model, GridLMConfig):
+        return _of_grid(job, graphdef, abstract, example)
+    return _of_words(job, graphdef)
+
+
+def _of_grid(
+    job: TrainJob, graphdef: nnx.GraphDef, abstract: tree.Params, example: step.Batch
+) -> Objective:
+    module = tree.merge(graphdef, abstract)
+    coefficients = job.system.model.coefficients(job.system.layout)
+
+    def sums(params: tree.Params, reference: tree.Params, batch: step.Batch) -> dict[str, Any]:
+        return tree.merge(graphdef, params).losses(batch)
+
+    def total(params: tree.Params, batch: step.Batch) -> jax.Array:
+        found = sums(params, {}, batch)
+        return sum(found[name] for name in coefficients)
+
+    a_row = flops.counted(jax.grad(total), abstract, example)
+    return Objective(sums, module.weights, coefficients, lambda segments: a_row * len(segments))
+
+
+def _of_words(job: TrainJob, graphdef: nnx.GraphDef) -> Objective:
+    """Text, speech levels, and the distance from the frozen text LLM."""
+    compares = job.losses.kl > 0
+    model = job.system.model
+    continuous = model.head == "continuous"
+
+    def sums(params: tree.Params, reference: tree.Params, batch: step.Batch) -> dict[str, Any]:
+        outputs = tree.merge(graphdef, params)(batch)
+        logits = None
+        if compares:
+            frozen = params | reference if reference else without_lora(params)
+            frozen = jax.lax.stop_gradient(frozen)
+            logits = tree.merge(graphdef, frozen).text_logits(batch)
+        return {name: total for name, (total, _) in losses(outputs, batch, logits).items()}
+
+    def weights(batch: step.Batch) -> dict[str, Any]:
+        return loss_weights(batch, continuous, compares)
+
+    def work(segment_ids: np.ndarray) -> float:
+        lengths = flops.segment_lengths(segment_ids)
+        return flops.step(model.backbone, lengths, model.codebooks, compares)
+
+    coefficients = job.losses.coefficients(len(model.codebooks), continuous)
+    return Objective(sums, weights, coefficients, work)
