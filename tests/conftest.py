@@ -13,6 +13,7 @@ settings.register_profile("explore", derandomize=False)
 settings.load_profile("stable")
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("NO_TORCH_COMPILE", "1")  # moshi's, which would start a pool of compilers
 flags = os.environ.get("XLA_FLAGS", "")
 if "host_platform_device_count" not in flags:
     os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8".strip()

@@ -68,6 +68,17 @@ class Row(NamedTuple):
         return tensor.T if self.ours.endswith("/kernel") else tensor
 
 
+class Fields(dict[str, Any]):
+    """An object of a JSON file, which says so where a field is missing."""
+
+    def __init__(self, path: Path, fields: Mapping[str, Any]):
+        super().__init__(fields)
+        self._path = path
+
+    def __missing__(self, name: str) -> Any:
+        raise UserError(f"{self._path} lacks {name!r}", "download it again")
+
+
 def decoder(ours: str, theirs: str, table: Sequence[families.Row]) -> Iterator[Row]:
     """The layers and the last norm of a text LLM's table (`families`), under other prefixes."""
     for source, target, _ in table:
@@ -76,7 +87,7 @@ def decoder(ours: str, theirs: str, table: Sequence[families.Row]) -> Iterator[R
             yield Row(ours + target, name)
 
 
-def fields(folder: Path, kind: str) -> dict[str, Any]:
+def fields(folder: Path, kind: str) -> Fields:
     """What config.json of a published model says.
 
     Args:
@@ -88,7 +99,8 @@ def fields(folder: Path, kind: str) -> dict[str, Any]:
     """
     path, remedy = folder / "config.json", f"point to the folder of a published {kind}"
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        found = json.loads(text, object_hook=lambda fields: Fields(path, fields))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist", remedy) from None
     except ValueError as error:

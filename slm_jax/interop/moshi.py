@@ -20,13 +20,43 @@ from slm_jax.nn import tree
 from slm_jax.nn.backbone_config import BackboneConfig
 from slm_jax.nn.depth_config import DepthConfig
 
-# Of the 7B models, whose folders have no config.json (`loaders._lm_kwargs`).
-PUBLISHED: dict[str, Any] = {
+# The only form that is read: traits that config.json must name, because moshi defaults to others,
+NAMED: dict[str, Any] = {
+    "gating": "silu",
+    "norm": "rms_norm_f32",
+    "positional_embedding": "rope",
+    "depformer_pos_emb": "none",
+    "depformer_multi_linear": True,
+    "depformer_weights_per_step": True,
+}
+# and those that it may leave out.
+DEFAULTS: dict[str, Any] = {
+    "causal": True,
+    "norm_emb": False,
+    "bias_proj": False,
+    "layer_scale": None,
+    "kv_repeat": 1,
+    "cross_attention": False,
+    "text_card_out": None,
+    "depformer_gating": "silu",
+    "depformer_norm": None,
+    "depformer_layer_scale": None,
+    "depformer_weights_per_step_schedule": None,
+    "depformer_low_rank_embeddings": None,
+    "demux_second_stream": False,
+    "demux_second_text_stream": False,
+    "extra_heads_num_heads": 0,
+    "conditioners": None,
+    "fuser": None,
+    "lora": False,
+    "quantize": False,
+}
+# Of the 7B models, whose folders may have no config.json (`loaders._lm_kwargs`).
+PUBLISHED: dict[str, Any] = NAMED | {
     "dim": 4096,
     "text_card": 32000,
     "n_q": 16,
     "dep_q": 8,
-    "card": 2048,
     "num_heads": 32,
     "num_layers": 32,
     "hidden_scale": 4.125,
@@ -37,33 +67,6 @@ PUBLISHED: dict[str, Any] = {
     "depformer_num_heads": 16,
     "depformer_num_layers": 6,
     "delays": [0, 0, 1, 1, 1, 1, 1, 1, 1, 0, 1, 1, 1, 1, 1, 1, 1],
-}
-# The only form that is read; a trait that is not named has the value here.
-TRAITS: dict[str, Any] = {
-    "causal": True,
-    "gating": "silu",
-    "norm": "rms_norm_f32",
-    "norm_emb": False,
-    "bias_proj": False,
-    "layer_scale": None,
-    "positional_embedding": "rope",
-    "kv_repeat": 1,
-    "cross_attention": False,
-    "depformer_gating": "silu",
-    "depformer_norm": None,
-    "depformer_layer_scale": None,
-    "depformer_pos_emb": "none",
-    "depformer_multi_linear": True,
-    "depformer_weights_per_step": True,
-    "depformer_weights_per_step_schedule": None,
-    "depformer_low_rank_embeddings": None,
-    "demux_second_stream": False,
-    "demux_second_text_stream": False,
-    "extra_heads_num_heads": 0,
-    "conditioners": {},
-    "fuser": None,
-    "lora": False,
-    "quantize": False,
 }
 
 
@@ -226,45 +229,43 @@ def _fields(folder: Path) -> dict[str, Any]:
 
 
 def _sizes(folder: Path, fields: Mapping[str, Any]) -> MoshiSizes:
-    for name, value in TRAITS.items():
-        if name in fields and (fields[name] or None) != (value or None):
+    for name, value in (NAMED | DEFAULTS).items():
+        found = fields[name] if name in NAMED else fields.get(name, value)
+        if (found or None) != (value or None):  # {} and False are none, too
             raise UserError(
-                f"{folder}: {name} = {json.dumps(fields[name])} is not supported",
+                f"{folder}: {name} = {json.dumps(found)} is not supported",
                 "use moshiko or moshika",
             )
-    try:
-        width, depth_width = fields["dim"], fields["depformer_dim"]
-        heads, depth_heads = fields["num_heads"], fields["depformer_num_heads"]
-        scale = fields["hidden_scale"]
-        backbone = BackboneConfig(
-            vocab_size=fields["text_card"] + 1,
-            width=width,
-            layers=fields["num_layers"],
-            heads=heads,
-            kv_heads=heads,
-            head_dim=width // heads,
-            mlp_width=_gated(width, int(scale * width)),
-            rope_theta=float(fields["max_period"]),
-            norm_eps=1e-8,
-            window=fields["context"],
-        )
-        forward = fields.get("depformer_dim_feedforward") or int(scale * depth_width)
-        depth = DepthConfig(
-            width=depth_width,
-            layers=fields["depformer_num_layers"],
-            heads=depth_heads,
-            kv_heads=depth_heads,
-            head_dim=depth_width // depth_heads,
-            mlp_width=_gated(depth_width, forward),
-            norm_eps=1e-8,
-            condition="previous",
-            per_step=True,
-            final_norm=False,
-        )
-        delays = tuple(fields["delays"])
-        return MoshiSizes(backbone, depth, fields["n_q"], fields["dep_q"], delays)
-    except KeyError as error:
-        raise UserError(f"{folder}/config.json lacks {error}", "download it again") from None
+    width, depth_width = fields["dim"], fields["depformer_dim"]
+    heads, depth_heads = fields["num_heads"], fields["depformer_num_heads"]
+    scale = fields["hidden_scale"]
+    backbone = BackboneConfig(
+        vocab_size=fields["text_card"] + 1,
+        width=width,
+        layers=fields["num_layers"],
+        heads=heads,
+        kv_heads=heads,
+        head_dim=width // heads,
+        mlp_width=_gated(width, int(scale * width)),
+        rope_theta=float(fields["max_period"]),
+        norm_eps=1e-8,
+        window=fields["context"],
+    )
+    forward = fields.get("depformer_dim_feedforward") or int(scale * depth_width)
+    depth = DepthConfig(
+        width=depth_width,
+        layers=fields["depformer_num_layers"],
+        heads=depth_heads,
+        kv_heads=depth_heads,
+        head_dim=depth_width // depth_heads,
+        mlp_width=_gated(depth_width, forward),
+        norm_eps=1e-8,
+        condition="previous",
+        per_step=True,
+        final_norm=False,
+    )
+    delays = tuple(fields["delays"])
+    return MoshiSizes(backbone, depth, fields["n_q"], fields["dep_q"], delays)
 
 
 def _gated(width: int, forward: int) -> int:

@@ -68,8 +68,6 @@ def musicgen_sizes(folder: str | Path) -> MusicgenSizes:
     path, fields = Path(folder) / "config.json", grid_weights.fields(Path(folder), "musicgen")
     try:
         return _sizes(fields)
-    except KeyError as error:
-        raise UserError(f"{path} lacks {error}", "download it again") from None
     except ValueError as error:
         raise UserError(f"{path}: {error}", "use one of the published models") from None
 

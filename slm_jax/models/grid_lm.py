@@ -75,9 +75,10 @@ class GridLM(nnx.Module):
         width = self.trunk_config.width
         own = [row for row in self.rows if not self._by_llm(row) and row not in self.depth_rows]
         axes = ("embed", "codes")
-        sizes = {str(row): self.ids_of(row).stop - self.ids_of(row).start + self.ctc for row in own}
+        self.digits = len(str(max(own, default=0)))  # so that the heads' names sort as numbers do
+        sizes = {row: self.ids_of(row).stop - self.ids_of(row).start + self.ctc for row in own}
         self.heads = nnx.Dict(
-            {row: Linear(width, size, rngs=rngs, axes=axes) for row, size in sizes.items()}
+            {self._name(r): Linear(width, n, rngs=rngs, axes=axes) for r, n in sizes.items()}
         )
         if config.depth is not None:
             rows = layout.rows

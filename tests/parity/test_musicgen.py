@@ -324,7 +324,9 @@ def test_a_text_encoder_of_the_same_width_is_not_projected(folder, tmp_path):
     fields["text_encoder"]["d_model"] = WIDTH
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     (tmp_path / "config.json").write_text(json.dumps(fields))
-    with pytest.raises(UserError, match=r"unexpected: enc_to_dec_proj\.bias, enc_to_dec_proj\.weight"):
+    with pytest.raises(
+        UserError, match=r"unexpected: enc_to_dec_proj\.bias, enc_to_dec_proj\.weight"
+    ):
         load(tmp_path, system(text=WIDTH))
 
 

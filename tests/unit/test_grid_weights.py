@@ -111,5 +111,10 @@ def test_a_folder_of_another_kind_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "mimi"}))
     with pytest.raises(UserError, match="of type mimi, not csm"):
         grid_weights.fields(tmp_path, "csm")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "csm", "inner": {"a": 1}}))
+    found = grid_weights.fields(tmp_path, "csm")
+    assert found["inner"]["a"] == 1
+    with pytest.raises(UserError, match=r"config\.json lacks 'b'"):
+        found["inner"]["b"]
     with pytest.raises(UserError, match=r"holds no \*\.safetensors"):
         grid_weights.tensors(tmp_path)
