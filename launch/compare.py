@@ -9,11 +9,10 @@ systems that are finished are not trained again. Exit status 1 if one of them fa
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -31,7 +30,7 @@ from slm_jax.layouts import show
 from slm_jax.models.system import System
 from slm_jax.nn import tree
 from slm_jax.paths import cache_dir
-from slm_jax.streams import fingerprint
+from slm_jax.streams import StreamSpec, fingerprint
 from slm_jax.tokenizers.asr import Asr
 from slm_jax.tokenizers.codecs.frame_codec import FrameCodec
 from slm_jax.tokenizers.taste import Taste
@@ -74,6 +73,7 @@ class Comparison:
         self._longest = self._short(self.dataset.split("train", light))
         self._twins = twins.twins(self.held_out, self.dataset.specs, job.twins, job.seed)
         self._prompts = measure.prompts(self.held_out, job.prompts)
+        self._voices = load_voices(job, self.dataset.specs)
         self._file = job.run_dir / LINES
 
     def run(self) -> list[dict[str, Any]]:
@@ -121,7 +121,9 @@ class Comparison:
                 return {"missing": sorted(missing)}
             system.layout.check(self.dataset.specs)
             wanted = [*self.held_out, *self._longest]
-            found["job"], plan = budget.train_job(self.job, name, system, wanted)
+            families = [f for f in system.layout.families if f in self.dataset.specs]
+            data = self.dataset.manifest.fingerprint("train", families)
+            found["job"], plan = budget.train_job(self.job, name, system, wanted, data)
             at_once = not system.layout.shift
             return {
                 **plan._asdict(),
@@ -129,7 +131,10 @@ class Comparison:
                 "at_once": at_once,
             }
 
-        if stage("planned", planned) and "missing" not in line:
+        done = stage("planned", planned)
+        if "missing" in line:
+            return line | {"new": False}
+        if done:
             if (old := kept.get(name)) and old["fingerprint"] == line["fingerprint"]:
                 return old | {"new": False}
             trained = found["job"]
@@ -148,27 +153,11 @@ class Comparison:
                 stage(
                     "decoded",
                     lambda: measure.spoken(
-                        self.job, trained, model, self._prompts, self.voices, clips
+                        self.job, trained, model, self._prompts, self._voices, clips
                     ),
                 )
         jax.clear_caches()
         return line | {"seconds": time.monotonic() - began}
-
-    @functools.cached_property
-    def voices(self) -> Voices:
-        """Loaded when first asked for."""
-        job = self.job
-        whisper = fetch.locate(job.asr)
-        units = None
-        if job.unit_vocoder:
-            units = UnitVocoder.load(job.unit_vocoder, self.dataset.specs["units"].fingerprint)
-        return Voices(
-            Asr(whisper),
-            TextTokenizer.load(fetch.locate(job.text_tokenizer)),
-            Taste.load(whisper, fetch.locate(job.pronunciations), job.taste or None),
-            FrameCodec.load(),
-            units,
-        )
 
     def _short(self, records: Any) -> list[Record]:
         return [r for r in records if r[WORDS].duration <= self.job.max_seconds]
@@ -196,11 +185,35 @@ class Comparison:
             "operations": self.job.operations,
             "utterances": len(self.held_out),
             "seconds": sum(record[WORDS].duration for record in self.held_out),
-            "ceilings": measure.ceilings(self._prompts, self.voices),
+            "ceilings": measure.ceilings(self._prompts, self._voices),
         }
         grids = {line["system"]: grid(self.job.folder, line["system"]) for line in lines}
         print(report.write(self.job.run_dir, lines, grids, head))
         print(f"page: {self.job.run_dir / report.HTML}")
+
+
+def load_voices(job: CompareJob, specs: Mapping[str, StreamSpec]) -> Voices:
+    """What makes sound of the streams of a dataset, and the recogniser.
+
+    Raises:
+      UserError: the streams were made by other tokenizers.
+    """
+    whisper = fetch.locate(job.asr)
+    taste = Taste.load(whisper, fetch.locate(job.pronunciations), job.taste or None)
+    codec = FrameCodec.load()
+    for family, spec in {"taste": taste.spec, "codec": codec.spec}.items():
+        made = specs[family].fingerprint
+        if made != spec.fingerprint:
+            raise UserError(
+                f"the {family} codes of {job.dataset} were made by tokenizer {made}, not by "
+                f"{spec.fingerprint}, which is to speak them",
+                "take the dataset of the starter tokenizers, or set CompareJob.taste",
+            )
+    units = None
+    if job.unit_vocoder:
+        units = UnitVocoder.load(job.unit_vocoder, specs["units"].fingerprint)
+    text = TextTokenizer.load(fetch.locate(job.text_tokenizer))
+    return Voices(Asr(whisper), text, taste, codec, units)
 
 
 def all_systems(folder: str) -> tuple[str, ...]:

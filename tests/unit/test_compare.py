@@ -112,7 +112,7 @@ LINE = {
 def test_tables_group_systems_and_notes_say_what_is_missing(tmp_path):
     lines = [
         LINE | {"system": "worse", "speech_nats": 2000.0},
-        LINE,
+        LINE | {"given": "level 0"},
         {"system": "waveform", "errors": {}, "missing": ["mu-law"]},
         {"system": "broken", "errors": {"trained": "no <room>"}},
     ]
@@ -123,6 +123,7 @@ def test_tables_group_systems_and_notes_say_what_is_missing(tmp_path):
     assert [row[0] for row in rows] == ["moshi", "worse"]
     assert dict(zip(report.HEAD, rows[0], strict=True))["first audio, ms"] == "10"
     assert "80 (70 to 90)" in text and "waveform: not trained" in text
+    assert "moshi: level 0" in text
     page = (tmp_path / report.HTML).read_text()
     assert "no &lt;room&gt;" in page and "a grid" in page and "{{" not in page
 
@@ -149,7 +150,7 @@ def shards(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_systems_are_trained_once_and_kept(shards, tmp_path, monkeypatch):
     job = CompareJob(
-        dataset=str(shards), systems=("epsilon_fixed", "cascade_tts"), operations=3e10, steps=60,
+        dataset=str(shards), systems=("epsilon_fixed", "cascade_tts"), operations=1e10, steps=30,
         prompts=2, twins=1, runs=str(tmp_path / "runs"),
     )  # fmt: skip
     monkeypatch.setattr(compare.measure, "spoken", lambda *_: {})  # needs downloaded weights

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -33,18 +34,19 @@ class Plan(NamedTuple):
     share: float
 
 
-def plan(row: float, operations: float, steps: int) -> Plan:
+def plan(row: float, operations: float, steps: int, devices: int = 1) -> Plan:
     """Divides a budget.
 
     Args:
       row: operations of one row of a batch, forward and backward.
       operations: to be spent.
       steps: wanted; there are more or fewer where rows are whole.
+      devices: that share the rows of a batch.
 
     Raises:
       UserError: the budget is too small to be met within `TOLERANCE`.
     """
-    rows = max(1, round(operations / steps / row))
+    rows = devices * max(1, round(operations / steps / row / devices))
     done = max(1, round(operations / (rows * row)))
     share = done * rows * row / operations
     if abs(share - 1) > TOLERANCE:
@@ -57,7 +59,7 @@ def plan(row: float, operations: float, steps: int) -> Plan:
 
 
 def train_job(
-    job: CompareJob, name: str, system: System, records: list[Record]
+    job: CompareJob, name: str, system: System, records: Sequence[Record], data: str
 ) -> tuple[TrainJob, Plan]:
     """The run of one system.
 
@@ -66,6 +68,13 @@ def train_job(
       name: of the system.
       system: itself.
       records: that a row must hold, each; its length is that of the longest.
+      data: fingerprint of the shards.
+
+    Returns:
+      The run, whose folder is named by all that makes it what it is, and its plan.
+
+    Raises:
+      UserError: the budget is too small.
     """
     longest = max(system.layout.length(record) for record in records)
     wanted = TrainJob(
@@ -81,7 +90,8 @@ def train_job(
         prompts=0,
         runs=str(job.run_dir),
     )
-    share = plan(row_operations(wanted, records[0]), job.operations, job.steps)
+    row = row_operations(wanted, records[0])
+    share = plan(row, job.operations, job.steps, jax.device_count())
     planned = dataclasses.replace(
         wanted,
         batch_size=share.rows,
@@ -90,7 +100,7 @@ def train_job(
         eval_every=share.steps,
         checkpoints=Checkpoints(every=max(1, share.steps // 2), keep=1),
     )
-    content = fingerprint(repr(planned.system), repr(dataclasses.replace(planned, runs="")))
+    content = fingerprint(data, repr(dataclasses.replace(planned, runs="")))
     return dataclasses.replace(planned, name=f"{name}-{content[:8]}"), share
 
 

@@ -136,11 +136,9 @@ def answers_text(layout: Layout, record: Mapping[str, Any]) -> bool:
         return True
     found = targets(layout, record)
     numbers = [number for number, stream in enumerate(layout.streams) if is_text(stream)]
-    text = np.isin(found.grid.cells["stream"], numbers).any(0)
-    speech = found.speech.any(0)
-    return bool(
-        text.any() and speech.any() and np.flatnonzero(text)[0] <= np.flatnonzero(speech)[-1]
-    )
+    text = np.flatnonzero(np.isin(found.grid.cells["stream"], numbers).any(0))
+    speech = np.flatnonzero(found.speech.any(0))
+    return bool(len(text) and len(speech) and text[0] <= speech[-1])
 
 
 def _inside(expression: Any) -> list[Any]:

@@ -15,6 +15,7 @@ from slm_jax.evaluation.compare import budget, facts, speak
 from slm_jax.evaluation.compare.job import CompareJob
 from slm_jax.evaluation.compare.scores import Scorer, pair_accuracy
 from slm_jax.evaluation.compare.voices import Voices, audible
+from slm_jax.layouts import Nar
 from slm_jax.nn import tree
 from slm_jax.training.job import TrainJob
 
@@ -119,6 +120,8 @@ def spoken(
     }
     if why:
         return found | {"mute": why}
+    if layout.holds(Nar):
+        found["given"] = "level 0 is the recording's own: the word error is of the finer levels"
     family = audible(layout)
     [said] = [s for s in facts.said(layout) if s.family == family][-1:]
     codes = [streams.get(family, np.zeros((0, 1), np.int32)) for streams in decoded.streams]

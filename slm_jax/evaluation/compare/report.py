@@ -76,7 +76,7 @@ def html(lines: Lines, grids: Mapping[str, str], head: Mapping[str, Any]) -> str
         for title, rows in tables(lines).items()
     }
     remarks = "".join(f"<p><b>{escape(name)}</b>: {escape(why)}</p>" for name, why in notes(lines))
-    sections["Left out, and why"] = page.card(remarks or page.missing("nothing"))
+    sections["Remarks"] = page.card(remarks or page.missing("nothing"))
     sections["Grids"] = "".join(
         page.folded(escape(name), f"<pre>{escape(grid)}</pre>") for name, grid in grids.items()
     )
@@ -118,12 +118,13 @@ def notes(lines: Lines) -> list[tuple[str, str]]:
         for line in lines
         if "missing" in line
     ]
+    helped = [(line["system"], line["given"]) for line in lines if "given" in line]
     failed = [
         (line["system"], f"failed while it was {stage}: {error}")
         for line in lines
         for stage, error in line.get("errors", {}).items()
     ]
-    return [*failed, *absent, *mute]
+    return [*failed, *absent, *helped, *mute]
 
 
 def _row(line: Mapping[str, Any]) -> list[str]:

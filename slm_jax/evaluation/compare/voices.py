@@ -42,6 +42,8 @@ class Voices(NamedTuple):
             return "it has no text"
         if not facts.answers_text(layout, record):
             return "its text follows the speech"
+        if audible(layout) not in ("codec", "taste", "units"):
+            return f"nothing speaks {audible(layout)}"
         if audible(layout) == "units" and self.units is None:
             return "nothing speaks units: set CompareJob.unit_vocoder"
         return ""
