@@ -131,6 +131,11 @@ class GridLMConfig:
         most = max([backbone.vocab_size, *(row.vocab for row, t in pairs if t == BACKBONE)])
         return dataclasses.replace(self, backbone=dataclasses.replace(backbone, vocab_size=most))
 
+    @property
+    def freezes(self) -> bool:
+        """Whether the text LLM is held still: nothing is asked of it, and nothing reaches it."""
+        return bool(self.second and self.second.detach and not self.second.text_weight)
+
     def depth_rows(self, layout: Layout) -> tuple[int, ...]:
         """Rows that the depth transformer predicts."""
         return predicted(layout)[self.depth_from :] if self.depth else ()

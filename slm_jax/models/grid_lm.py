@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import optax
 from flax import nnx
 
 from slm_jax.layouts import Ctc, Layout, Nar
-from slm_jax.models.backbone import Backbone, KVCache, init_cache
+from slm_jax.models.backbone import Backbone, BackboneConfig, KVCache, init_cache
 from slm_jax.models.continuous import make_head
 from slm_jax.models.cross_decoder import CrossDecoder, CrossDecoderConfig
 from slm_jax.models.depth import DepthTransformer
@@ -107,10 +108,9 @@ class GridLM(nnx.Module):
         if config.branch is not None:
             self.branch = Backbone(self._branch_config(), rngs)
 
-    def _branch_config(self) -> Any:
-        return self.config.backbone.__class__(
-            **{**vars(self.config.backbone), "vocab_size": 0, "layers": self.config.branch.layers}
-        )
+    def _branch_config(self) -> BackboneConfig:
+        layers = self.config.branch.layers
+        return dataclasses.replace(self.config.backbone, vocab_size=0, layers=layers)
 
     # What is read.
 

@@ -34,10 +34,7 @@ class _Block(nnx.Module):
 
 
 class NarTrunk(nnx.Module):
-    """Blocks as the backbone's, without causality, under norms of the stage.
-
-    Its table is that of a text LLM's place, so that text and codes are embedded as elsewhere.
-    """
+    """Blocks as the backbone's, without causality, under norms of the stage."""
 
     def __init__(self, config: BackboneConfig, stages: int, rngs: nnx.Rngs):
         self.config = config

@@ -207,14 +207,16 @@ class SpeechLM(nnx.Module):
         return Outputs(self.backbone.logits(hidden), speech_logits, hidden, latent)
 
 
-def trainable(params: Params, mode: Literal["full", "lora"]) -> dict[str, Any]:
+def trainable(params: Params, mode: Literal["full", "lora", "frozen"]) -> dict[str, Any]:
     """Which parameters the optimizer changes, as a tree of bools like `params`.
 
     "full": all but the codebooks of the continuous head. "lora": of the backbone, the low-rank
-    updates alone; code embeddings, fusion and heads as in "full".
+    updates alone; code embeddings, fusion and heads as in "full". "frozen": nothing of it.
     """
 
     def trains(name: str) -> bool:
+        if name.startswith("backbone/") and mode == "frozen":
+            return False
         if name.startswith("backbone/") and mode == "lora":
             return name.rpartition("/")[2] in ("lora_a", "lora_b")
         return name != "heads/codebooks"

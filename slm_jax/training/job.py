@@ -9,6 +9,7 @@ from typing import Any, Literal
 from slm_jax.data.registry import MixtureSpec
 from slm_jax.errors import UserError
 from slm_jax.interop.llm import llm_config
+from slm_jax.models.grid_config import GridLMConfig
 from slm_jax.models.speech_lm import SpeechLMConfig
 from slm_jax.models.system import System
 from slm_jax.training.checkpoint import Checkpoints
@@ -115,9 +116,11 @@ class TrainJob:
         return Path(self.runs) / self.name
 
     @property
-    def trains(self) -> Literal["full", "lora"]:
+    def trains(self) -> Literal["full", "lora", "frozen"]:
         """What of the backbone moves."""
-        backbone = self.system.model.backbone
+        model, backbone = self.system.model, self.system.model.backbone
+        if isinstance(model, GridLMConfig) and model.freezes:
+            return "frozen"
         return "lora" if backbone is not None and backbone.lora_rank else "full"
 
     def resolve(self, llm: Path | None) -> TrainJob:

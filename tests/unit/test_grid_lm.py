@@ -19,7 +19,7 @@ from slm_jax.layouts import Layout, Par
 from slm_jax.models.grid_config import GridLMConfig, predicted
 from slm_jax.models.grid_embedding import EmbeddingConfig
 from slm_jax.models.nar import stages
-from slm_jax.models.speech_lm import init_from_llm
+from slm_jax.models.speech_lm import init_from_llm, trainable
 from slm_jax.models.system import System
 from slm_jax.nn.tree import flatten, merge, pure_params
 from slm_jax.training import flops
@@ -218,6 +218,15 @@ def test_text_llm_grows_to_the_layouts_ids():
     table = init_from_llm(params, small)["backbone"]["embedding"]["embedding"]
     np.testing.assert_array_equal(table[:7], small["embedding"]["embedding"])
     np.testing.assert_allclose(table[7:], np.tile(table[:7].mean(0), (5, 1)), rtol=1e-5, atol=1e-7)
+
+
+def test_a_text_llm_of_which_nothing_is_asked_is_held_still():
+    system = SYSTEMS["second transformer, cross-attention"]
+    still = dataclasses.replace(system.model.second, text_weight=0.0)
+    assert dataclasses.replace(system.model, second=still).freezes and not system.model.freezes
+    _, params = built("second transformer, cross-attention")
+    moves = flatten(trainable(params, "frozen"))
+    assert all(moves[path] != path.startswith("backbone/") for path in moves)
 
 
 @pytest.mark.parametrize(
