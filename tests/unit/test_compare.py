@@ -147,7 +147,7 @@ def shards(tmp_path, monkeypatch):
     return root
 
 
-@pytest.mark.slow
+@pytest.mark.sweep
 def test_systems_are_trained_once_and_kept(shards, tmp_path, monkeypatch):
     job = CompareJob(
         dataset=str(shards), systems=("epsilon_fixed", "cascade_tts"), operations=1e10, steps=30,
