@@ -70,6 +70,8 @@ setup(
             "ruff>=0.9",
             "scikit-learn>=1.5",
             "scipy>=1.13",
+            "einops>=0.8",  # these two of the package moshi, which cannot be installed beside torch
+            "sentencepiece>=0.2",
             "snac>=1.2.1",
             "torch==2.13.0",
             "transformers>=5",

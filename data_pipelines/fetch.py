@@ -161,7 +161,7 @@ def _packages(asset: Asset, downloads: Path) -> list[Path]:
         return [file for file in found if file is not None]
     if asset.client == "apt":
         return debian.download(asset.packages, downloads, cache_dir() / "apt")
-    return _pip_download(asset.packages, downloads)
+    return pip_download(asset.packages, downloads)
 
 
 def _file_pattern(package: str) -> str:
@@ -169,7 +169,7 @@ def _file_pattern(package: str) -> str:
     return f"{name.replace('-', '_')}-{version}-*.whl" if version else f"{name}_*.deb"
 
 
-def _pip_download(packages: tuple[str, ...], into: Path) -> list[Path]:
+def pip_download(packages: tuple[str, ...], into: Path) -> list[Path]:
     """`pip download`; pip draws its progress on the terminal and checks the index's hashes."""
     command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check"]
     command += ["--no-deps", "--only-binary=:all:", *WHEEL_TAGS, "--dest", str(into), *packages]

@@ -3,9 +3,13 @@
 import functools
 import re
 
+import moshi_package
 import torch
 import transformers
-from moshi.models import lm, loaders
+
+moshi_package.make_importable()
+
+from moshi.models import lm, loaders  # noqa: E402
 
 OWN, USER, CARD, TEXT = 3, 3, 24, 40
 WINDOW = 7

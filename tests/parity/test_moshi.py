@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
-from moshi.models import lm, loaders
 from moshi_models import (
     CARD,
     FIELDS,
@@ -19,6 +18,8 @@ from moshi_models import (
     TEXT,
     USER,
     WINDOW,
+    lm,
+    loaders,
     of_transformers,
     published,
     reference,
