@@ -170,7 +170,7 @@ class Backbone(nnx.Module):
     def logits(self, hidden: jax.Array, ids: slice = slice(None)) -> jax.Array:
         """hidden [B, S, D] -> text logits [B, S, V], or those of some `ids`."""
         if self.config.tie_embeddings:
-            return hidden @ self.embedding.embedding[ids].astype(hidden.dtype).T
+            return self.embedding.attend(hidden, ids)
         return hidden @ self.head.kernel[:, ids].astype(hidden.dtype)
 
     def _full(

@@ -67,13 +67,12 @@ class GridLM(nnx.Module):
         self.nar, self.ctc = layout.holds(Nar), layout.holds(Ctc)
         self.rows, self.depth_rows = predicted(layout), config.depth_rows(layout)
         second, vectors = config.second, layout.vector_row
-        self.trunk_config = config.backbone if second is None else second.trunk
         width = config.backbone.width if second is None else second.table_width
         self.embedding = GridEmbedding(
             config.embedding, layout.rows, width, vectors.width if vectors else 0, rngs
         )
         self._build_trunks(rngs)
-        width = self.trunk_config.width
+        width = (config.backbone if second is None else second.trunk).width
         own = [row for row in self.rows if not self._by_llm(row) and row not in self.depth_rows]
         axes = ("embed", "codes")
         self.digits = len(str(max(own, default=0)))  # so that the heads' names sort as numbers do

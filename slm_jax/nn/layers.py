@@ -115,9 +115,9 @@ class Embedding(nnx.Module):
         """int [...] -> [..., D]; ids must lie in [0, V)."""
         return jnp.take(self.embedding[...], ids, axis=0)
 
-    def attend(self, x: jax.Array) -> jax.Array:
-        """[..., D] -> logits [..., V]."""
-        return x @ self.embedding.astype(x.dtype).T
+    def attend(self, x: jax.Array, ids: slice = slice(None)) -> jax.Array:
+        """[..., D] -> logits [..., V], or those of some `ids`."""
+        return x @ self.embedding[ids].astype(x.dtype).T
 
 
 def gelu(x: jax.Array) -> jax.Array:
