@@ -93,8 +93,12 @@ class Layout(Reading):
     def families(self) -> tuple[str, ...]:
         """The streams that are read from a dataset; it may lack those of `optional`."""
         words = ("words",) if self.holds(Aligned, Machine, Spans) else ()
-        streams = (*self.streams, *(self.upstream.streams if self.upstream else ()))
-        return (*dict.fromkeys(stream.family for stream in streams), *words)
+        return (*dict.fromkeys(stream.family for stream in self._read), *words)
+
+    @property
+    def _read(self) -> tuple[AnyStream, ...]:
+        """The streams of this layout and of `upstream`."""
+        return (*self.streams, *(self.upstream.streams if self.upstream else ()))
 
     @functools.cached_property
     def optional(self) -> frozenset[str]:
@@ -147,7 +151,7 @@ class Layout(Reading):
         """
         wanted = [
             stream
-            for stream in self.streams
+            for stream in self._read
             if (families is None or stream.family in families)
             and (stream.family in specs or not stream.optional)
         ]

@@ -22,6 +22,7 @@ from slm_jax.models.nar import stages
 from slm_jax.models.speech_lm import init_from_llm, trainable
 from slm_jax.models.system import System
 from slm_jax.nn.tree import flatten, merge, pure_params
+from slm_jax.streams import StreamSpec
 from slm_jax.training import flops
 
 LENGTH = 48
@@ -253,6 +254,15 @@ def test_a_model_that_does_not_fit_the_layout_is_refused(layout, config, words):
 def test_an_upstream_layout_needs_a_second_transformer():
     with pytest.raises(UserError, match="second"):
         System(Layout("odd", codes(), upstream=UPSTREAM), GridLMConfig(backbone()))
+
+
+def test_the_text_of_an_upstream_layout_is_checked_against_the_dataset():
+    layout = SYSTEMS["second transformer, cross-attention"].layout
+    specs = {"codes": StreamSpec("codes", "codes", 1.0, (8, 8, 8))}
+    with pytest.raises(UserError, match="no stream 'text'"):
+        layout.check(specs)
+    with pytest.raises(UserError, match=r"'text' .* has codes per level \(5,\)"):
+        layout.check(specs | {"text": StreamSpec("text", "codes", "word", (5,))})
 
 
 def test_operations_are_counted_through_scans_and_gradients():
