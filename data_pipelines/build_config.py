@@ -11,8 +11,12 @@ from slm_jax.paths import cache_dir
 Corpus = Literal["asterisk", "librispeech", "libritts", "ljspeech", "sphinx", "jsonl", "folder"]
 Decoder = Literal["auto", "soundfile", "pyav", "tfio"]
 UNITS = "units"
-# Kinds of families that tokenizers make from audio alone; the first two have starter weights.
-SPEECH_KINDS = ("codec", UNITS, "asr_units", "mimi", "encodec", "encodec_48khz", "dac", "snac")
+MULAW = "mulaw"
+# Kinds of families that tokenizers make from audio alone: those with starter weights, those with
+# any, and all.
+STARTERS = ("codec", UNITS, "latents")
+WEIGHTED = (*STARTERS, "asr_units", "mimi", "encodec", "encodec_48khz", "dac", "snac")
+SPEECH_KINDS = (*WEIGHTED, MULAW)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,11 +40,12 @@ class DatasetBuildConfig:
       pronunciations: dictionary that TASTE reads by: "pronunciations" (fetched) or a file.
       taste: folder of TASTE weights, empty for the starter weights.
       families: what the dataset must have beside "words" and "audio": "text-<name>" for the ids of
-        `text_tokenizer`, "taste", "speaker", "codec" (our codec), "units" (k-means units).
+        `text_tokenizer`, "taste", "speaker", "codec" (our codec), "units" (k-means units),
+        "latents" (vectors of our codec before it quantises them), "mulaw-<rate>" (samples).
       tokenizers: further families with weights of your own, "FAMILY=DIR". A family is a kind, or
-        a kind, "-" and a name: codec, units (of data_pipelines.fit_units), asr_units (within
-        `asr`), mimi, encodec, encodec_48khz, dac, snac; "codec=DIR" replaces the starter. Of a
-        codec, "FAMILY=DIR@8" is the first 8 levels.
+        a kind, "-" and a name: codec, latents (of a codec's folder), units (of
+        data_pipelines.fit_units), asr_units (within `asr`), mimi, encodec, encodec_48khz, dac,
+        snac; "codec=DIR" replaces the starter. Of a codec, "FAMILY=DIR@8" is the first 8 levels.
       records_per_shard: most records in one file.
       asr_batch_size: recordings that the ASR hears at once.
       workers: processes that decode; 0 for one a core.
@@ -72,18 +77,19 @@ class DatasetBuildConfig:
     def __post_init__(self) -> None:
         _check_name(self.name)
         for family in self.families:
-            known = family in ("taste", "speaker", "codec", UNITS) or family.startswith("text-")
-            if not known and family not in self._folders:
+            known = family in ("taste", "speaker", *STARTERS) or family.startswith("text-")
+            if not known and not rate_of(family) and family not in self._folders:
                 raise ValueError(
-                    f"families: {family!r} is none of text-<name>, taste, speaker, codec, units; "
-                    "other tokenizers stand in `tokenizers`, with their folders"
+                    f"families: {family!r} is none of text-<name>, taste, speaker, codec, units, "
+                    "latents, mulaw-<rate>; other tokenizers stand in `tokenizers`, with their "
+                    "folders"
                 )
         for given in self.tokenizers:
             family, folder = (*given.split("=", 1), "")[:2]
-            if kind_of(family) not in SPEECH_KINDS or not folder or "/" in family:
+            if kind_of(family) not in WEIGHTED or not folder or "/" in family:
                 raise ValueError(
                     f"tokenizers: {given!r} is not FAMILY=DIR with a family of "
-                    f"{', '.join(SPEECH_KINDS)}, or KIND-NAME"
+                    f"{', '.join(WEIGHTED)}, or KIND-NAME"
                 )
         if not 0 < self.min_seconds < self.max_seconds <= 30:
             raise ValueError("max_seconds must lie between min_seconds and 30")
@@ -162,6 +168,12 @@ class TextBuildConfig:
 def kind_of(family: str) -> str:
     """The kind of tokenizer that makes a family: "units" of "units-hubert"."""
     return family.partition("-")[0]
+
+
+def rate_of(family: str) -> int:
+    """The samples a second of a family "mulaw-<rate>"; 0 for any other."""
+    kind, _, rate = family.partition("-")
+    return int(rate) if kind == MULAW and rate.isdecimal() else 0
 
 
 def _check_name(name: str) -> None:

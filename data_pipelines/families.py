@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 from data_pipelines import fetch
-from data_pipelines.build_config import SPEECH_KINDS, UNITS, DatasetBuildConfig, kind_of
+from data_pipelines.build_config import (
+    MULAW,
+    SPEECH_KINDS,
+    UNITS,
+    DatasetBuildConfig,
+    kind_of,
+    rate_of,
+)
 from slm_jax.data import manifest
 from slm_jax.errors import UserError
 from slm_jax.tokenizers.asr_units import AsrUnits
 from slm_jax.tokenizers.codecs.codec import Codec
 from slm_jax.tokenizers.codecs.frame_codec import FrameCodec
+from slm_jax.tokenizers.codecs.frame_latents import FrameLatents
 from slm_jax.tokenizers.codecs.kinds import load_codec
+from slm_jax.tokenizers.mulaw import MuLaw
 from slm_jax.tokenizers.spoken_units import Units
 from slm_jax.tokenizers.taste import taste_fingerprint
 from slm_jax.tokenizers.unit_tokenizer import UnitTokenizer, units_fingerprint
 
 
-def load(cfg: DatasetBuildConfig, family: str) -> Codec | Units:
+def load(cfg: DatasetBuildConfig, family: str) -> Codec | Units | MuLaw:
     """The tokenizer that makes a family of `cfg`.
 
     Raises:
@@ -24,6 +33,10 @@ def load(cfg: DatasetBuildConfig, family: str) -> Codec | Units:
     folder, kind = cfg.folder(family), kind_of(family)
     if kind == UNITS:
         return UnitTokenizer.load(folder, locate=fetch.locate)
+    if kind == MULAW:
+        return MuLaw(rate_of(family))
+    if kind == "latents":
+        return FrameLatents.load(folder)
     if kind == "asr_units":
         return AsrUnits.load(fetch.locate(cfg.asr), folder)
     return load_codec(kind, folder) if folder else FrameCodec.load()

@@ -92,7 +92,8 @@ def add_taste(root: Path, taste: Taste) -> None:
 
 
 def add_codes(root: Path, family: str, tokenizer: Tokenizer | AsrUnits) -> None:
-    """Adds the codes of a speech tokenizer on a rate of its own to a dataset with audio.
+    """Adds what a speech tokenizer on a rate of its own makes of the audio of a dataset: codes, or
+    vectors.
 
     Raises:
       UserError: the dataset has a family of this name from other weights.

@@ -33,6 +33,7 @@ from slm_jax.paths import cache_dir
 from slm_jax.streams import StreamSpec, fingerprint
 from slm_jax.tokenizers.asr import Asr
 from slm_jax.tokenizers.codecs.frame_codec import FrameCodec
+from slm_jax.tokenizers.codecs.frame_latents import FrameLatents
 from slm_jax.tokenizers.taste import Taste
 from slm_jax.tokenizers.text import TextTokenizer
 from slm_jax.tokenizers.unit_vocoder import UnitVocoder
@@ -201,11 +202,14 @@ def load_voices(job: CompareJob, specs: Mapping[str, StreamSpec]) -> Voices:
     whisper = fetch.locate(job.asr)
     taste = Taste.load(whisper, fetch.locate(job.pronunciations), job.taste or None)
     codec = FrameCodec.load()
-    for family, spec in {"taste": taste.spec, "codec": codec.spec}.items():
-        made = specs[family].fingerprint
+    latents = FrameLatents.load() if "latents" in specs else None
+    for family, voice in {"taste": taste, "codec": codec, "latents": latents}.items():
+        if voice is None:
+            continue
+        spec, made = voice.spec, specs[family].fingerprint
         if made != spec.fingerprint:
             raise UserError(
-                f"the {family} codes of {job.dataset} were made by tokenizer {made}, not by "
+                f"the {family} of {job.dataset} were made by tokenizer {made}, not by "
                 f"{spec.fingerprint}, which is to speak them",
                 "take the dataset of the starter tokenizers, or set CompareJob.taste",
             )
@@ -213,7 +217,7 @@ def load_voices(job: CompareJob, specs: Mapping[str, StreamSpec]) -> Voices:
     if job.unit_vocoder:
         units = UnitVocoder.load(job.unit_vocoder, specs["units"].fingerprint)
     text = TextTokenizer.load(fetch.locate(job.text_tokenizer))
-    return Voices(Asr(whisper), text, taste, codec, units)
+    return Voices(Asr(whisper), text, taste, codec, units, latents)
 
 
 def all_systems(folder: str) -> tuple[str, ...]:

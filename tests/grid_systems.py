@@ -12,6 +12,7 @@ from slm_jax.layouts import (
     Nar,
     Par,
     Seq,
+    States,
     Stream,
     Stretch,
     Thinned,
@@ -72,6 +73,11 @@ SPEAKER = Seq((Token(11, "SPK"), text(predicted=False), Token(12, "TEOS"), Token
 CODEC = Seq((Token(10, "CPAD"), Token(11, "CBOS"), Stream("units", (CODES,), eos=12, pad=10)))
 TURNS = Inter((text(predicted=False), Stream("units", (CODES,), offset=(20,))), (1, 2))
 FEW = Stretch(text(predicted=False), 4)
+PREFIXED = (
+    text(predicted=False),
+    Token(19, "BOS"),
+    Stream("units", (CODES,), offset=(10,), eos=18),
+)
 
 SYSTEMS = {
     "parallel rows, mean": System(
@@ -99,6 +105,16 @@ SYSTEMS = {
             backbone(0, 48), EmbeddingConfig("concat", (1, 2, 3)), depth=depth("slice"),
             depth_from=0,
         ),
+    ),
+    "depth beside a label": System(
+        Layout("s", Par((States(codes()), Stream("units", (CODES,), predicted=False)))),
+        GridLMConfig(
+            backbone(), EmbeddingConfig("mean", (1, 2, 3, -1, 4)), depth=depth("prefix"),
+            depth_from=0, normalise="heads",
+        ),
+    ),
+    "a prefix that sees itself": System(
+        Layout("b", Seq(PREFIXED), initial=False), GridLMConfig(backbone(24), prefix=True)
     ),
     "tapped layers": System(
         Layout("k", Par((text(eos=10, pad=11), Delay(Stream("units", (8,), eos=10), (2,))))),
@@ -145,4 +161,6 @@ SYSTEMS = {
         ),
     ),
 }  # fmt: skip
-ONE_BY_ONE = [name for name, system in SYSTEMS.items() if system.layout.shift]
+ONE_BY_ONE = [
+    name for name, system in SYSTEMS.items() if system.layout.shift and not system.model.prefix
+]

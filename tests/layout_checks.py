@@ -5,8 +5,8 @@ import functools
 import jax
 import numpy as np
 
+from slm_jax.layouts.automata import Automata
 from slm_jax.layouts.cells import CELL
-from slm_jax.layouts.scheduler import Automata
 
 step = jax.jit(Automata.next)  # one program for all layouts of a size
 

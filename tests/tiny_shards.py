@@ -11,6 +11,7 @@ import numpy as np
 from slm_jax.data import dataset, schema
 from slm_jax.streams import WORD, StreamSpec
 
+MULAW, LATENTS = "mulaw-1000", "latents"
 # Ids of a text, of a codec level, of units and of a TASTE level: in the shards, and here.
 SIZES = {49152: 24, 1024: 8, 500: 12, 64: 4}
 TEXT, CODEC, UNITS, TASTE = SIZES.values()
@@ -22,7 +23,8 @@ SPECS = [
     StreamSpec("taste", "codes", WORD, vocab=(TASTE,) * 4, fingerprint="taste-1"),
     StreamSpec("units", "codes", RATE, vocab=(UNITS,), fingerprint="units-1"),
     StreamSpec("codec", "codes", RATE, vocab=(CODEC,) * 6, fingerprint="codec-1"),
-    StreamSpec("mu-law", "codes", 1000.0, vocab=(4 * TASTE,), fingerprint="mu-law-1"),
+    StreamSpec(MULAW, "codes", 1000.0, vocab=(4 * TASTE,), fingerprint="mulaw-1"),
+    StreamSpec(LATENTS, "continuous", RATE, width=32, fingerprint="latents-1"),
 ]
 STARTS = np.arange(TEXT) % 2 == 0  # an odd id goes on with the word before it
 
@@ -39,8 +41,11 @@ def record(number):
     streams = {
         "taste": [[(word + level) % TASTE for level in range(4)] for word in said],
         "units": [[(2 * word + n // 2) % UNITS] for word, n in spoken],
-        "codec": [[(word + n * (level + 1)) % CODEC for level in range(6)] for word, n in spoken],
-        "mu-law": [[(word + n * t) % (4 * TASTE)] for word, n in spoken for t in range(20)],
+        # Never 0 in all levels, which would end CSM's.
+        "codec": [
+            [(word + n * (level + 1) + level) % CODEC for level in range(6)] for word, n in spoken
+        ],
+        MULAW: [[(word + n * t) % (4 * TASTE)] for word, n in spoken for t in range(20)],
     }
     name, ends = f"u{number}", np.cumsum(frames) / RATE
     words = tuple(
@@ -49,6 +54,8 @@ def record(number):
     )
     text = " ".join(word.text for word in words)
     values = {family: np.array(rows, np.int32) for family, rows in streams.items()}
+    waves = np.array([word + 8 * n for word, n in spoken])[:, None] * np.arange(1, 33)
+    values[LATENTS] = (2**0.5 * np.sin(0.7 * waves)).astype(np.float32)
     return {
         schema.WORDS: schema.Utterance(name, words, "en", "s", float(ends[-1]), "made", text),
         "text-smollm2": schema.StreamItem(

@@ -14,31 +14,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from slm_jax.decoding.given import Given, given_of, round_up
 from slm_jax.decoding.samplers import Sampling, sample
 from slm_jax.errors import UserError
 from slm_jax.layouts import Grid, Layout
+from slm_jax.layouts.automata import Column, State
 from slm_jax.layouts.cells import CELL
-from slm_jax.layouts.scheduler import Column, State
-from slm_jax.models.grid_lm import GridCache, GridLM, States
+from slm_jax.models.grid_lm import GridCache, GridLM
+from slm_jax.models.grid_losses import States
 from slm_jax.nn.tree import Params, merge, pure_params
-
-_BUCKET = 32  # lengths are rounded up to multiples of this, so that few programs are compiled
-
-
-class Given(NamedTuple):
-    """What a batch of sequences knows from the start, B of them.
-
-    Attributes:
-      upstream: the text LLM's columns, "upstream/..." as `GridLM` takes them; empty without one.
-      places: int [B, N], the column of "upstream/..." that has item n; -1 beyond the last.
-      vectors: f32 [B, T, L] of the continuous row, as far as they are known; T may be 0.
-      counts: int [B], how many.
-    """
-
-    upstream: Mapping[str, np.ndarray]
-    places: np.ndarray
-    vectors: np.ndarray
-    counts: np.ndarray
 
 
 class _Loop(NamedTuple):
@@ -97,7 +81,7 @@ class GridEngine:
             raise UserError(
                 f"layout {layout.name} has no row {unknown[0]!r}", f"rows are {', '.join(names)}"
             )
-        self.layout, self.room = layout, -(-room // _BUCKET) * _BUCKET
+        self.layout, self.room = layout, round_up(room)
         self._samplings = [(rows or {}).get(name, sampling) for name in names]
         self._temperature = temperature
         self._scheduler = layout.scheduler()
@@ -173,6 +157,8 @@ class GridEngine:
         if not self.layout.initial:
             cache = model.init_cache(size, self.room + 1, given.upstream)
             last, copies = none, none * 0
+        if model.config.prefix:
+            cache = self._read_prefix(model, state, cache)
         blank = jnp.zeros((self.room, size, rows), jnp.int32)
         loop = _Loop(
             step=jnp.int32(0),
@@ -212,6 +198,22 @@ class GridEngine:
         end = jax.lax.while_loop(unfinished, write, loop)
         return end.cells, end.vectors, end.written
 
+    def _read_prefix(self, model: GridLM, state: State, cache: GridCache) -> GridCache:
+        """Reads the columns at once that a layout begins with and that see each other."""
+        places = jnp.arange(state.given.shape[2])
+        _, columns = jax.lax.scan(
+            lambda state, _: self._scheduler.next(state, state.held), state, places
+        )
+        count = state.known[:, :1]
+        mine = places < count
+        columns = {
+            "tokens": jnp.moveaxis(columns.ids, 0, -1),
+            "positions": jnp.where(mine, places, self.room + 1),  # beyond the cache: not kept
+            "vectors": jnp.zeros((len(count), len(places), 0)),
+            "sees": jnp.broadcast_to(count - 1, mine.shape),
+        }
+        return model.step(columns, cache)[1]
+
     def _read(
         self,
         model: GridLM,
@@ -231,9 +233,12 @@ class GridEngine:
             mine = jnp.isin(column.stream, jnp.array(self._linked))
             item = jnp.where(mine, column.item, -1).max(1)
         copies = jnp.where((item >= 0) & (item == last), copies + 1, 0)
+        places = jnp.full(size, place, jnp.int32)
+        if model.config.prefix and column is not None:  # what was read before is kept as it is
+            places = jnp.where(column.stream[:, 0] == 0, self.room + 1, places)
         columns = {
             "tokens": ids[..., None],
-            "positions": jnp.full((size, 1), place, jnp.int32),
+            "positions": places[:, None],
             "vectors": vector[:, None],
             "copies": copies[:, None],
         }
@@ -271,7 +276,7 @@ class GridEngine:
             cells.append(cell)
             ids.append(cell.ids)
         column = Column(*(jnp.stack(parts, axis=1) for parts in zip(*cells, strict=True)))
-        return automata.close(opened, column.ids), column
+        return automata.close(opened, column)
 
     def _vector(
         self, model: GridLM, loop: _Loop, given: Given, column: Column, key: jax.Array
@@ -291,41 +296,3 @@ class GridEngine:
             known = jnp.take_along_axis(given.vectors, place[:, None, None], axis=1)[:, 0]
             vector = jnp.where((item < given.counts)[:, None], known, vector)
         return jnp.where((item >= 0)[:, None], vector, 0)
-
-
-def given_of(layout: Layout, records: Sequence[Mapping[str, Any]]) -> Given:
-    """What `GridLM` must be given of records before it decodes them."""
-    upstream: dict[str, np.ndarray] = {}
-    places = np.zeros((len(records), 0), np.int32)
-    if layout.upstream is not None:
-        grids = [layout.upstream.arrange(record) for record in records]
-        family = layout.upstream.streams[0].family
-        length = _round_up(max(grid.tokens.shape[1] for grid in grids))
-        count = max(len(record[family].values) for record in records)
-        upstream = {
-            "upstream/tokens": np.zeros((len(grids), len(layout.upstream.rows), length), np.int32),
-            "upstream/positions": np.zeros((len(grids), length), np.int32),
-            "upstream/segment_ids": np.zeros((len(grids), length), np.int32),
-        }
-        places = np.full((len(records), _round_up(count)), -1, np.int32)
-        for b, grid in enumerate(grids):
-            columns = grid.tokens.shape[1]
-            upstream["upstream/tokens"][b, :, :columns] = grid.tokens
-            upstream["upstream/positions"][b, :columns] = np.arange(columns)
-            upstream["upstream/segment_ids"][b, :columns] = 1
-            cells = grid.cells[:, :columns]
-            row, column = np.nonzero(cells["stream"] >= 0)
-            places[b, cells["item"][row, column]] = column
-    row = layout.vector_row
-    if row is None:
-        return Given(upstream, places, np.zeros((len(records), 0, 0)), np.zeros(len(records)))
-    known = [] if row.predicted else [np.asarray(r[row.family].values) for r in records]
-    counts = np.array([len(v) for v in known] or [0] * len(records), np.int32)
-    vectors = np.zeros((len(records), _round_up(counts.max()), row.width), np.float32)
-    for b, values in enumerate(known):
-        vectors[b, : len(values)] = values
-    return Given(upstream, places, vectors, counts)
-
-
-def _round_up(length: int) -> int:
-    return -(-length // _BUCKET) * _BUCKET

@@ -7,7 +7,7 @@ a reader of its own.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -76,10 +76,6 @@ def load_csm(
 ) -> tree.Params:
     """Reads a published CSM.
 
-    Our layout says code c as id c + 1 and ends with id 0; there both code 0 and the end are id 0,
-    and only a frame of nothing but 0 ends. So our ids 0 and 1 share what is published for 0, and
-    which of them is meant remains for whoever decodes.
-
     Args:
       folder: has config.json and one or several *.safetensors.
       backbone, depth: of the system that it is to run in.
@@ -106,12 +102,12 @@ def table(sizes: CsmSizes, like: tree.Params) -> list[Row]:
     known = params["embedding/tables/0/embedding"].shape[0]
     said = params["heads/1/kernel"].shape[1]
     tables = (Row(f"embedding/tables/{k}/embedding", f"audio.{k}") for k in range(sizes.codebooks))
-    depth = depth_table(sizes.codebooks - 1, _ids(said), sizes.vocab)
+    depth = depth_table(sizes.codebooks - 1, said, sizes.vocab)
     return [
         Row("backbone/embedding/embedding", "embed_text_tokens.weight"),
-        *(row._replace(rows=_ids(known), total=sizes.vocab) for row in tables),
+        *(row._replace(rows=range(known), total=sizes.vocab) for row in tables),
         *grid_weights.decoder("backbone/", "backbone_model.", families.LLAMA),
-        Row("heads/1/kernel", "lm_head.weight", _ids(said), sizes.vocab),
+        Row("heads/1/kernel", "lm_head.weight", range(said), sizes.vocab),
         *(
             row._replace(ours=f"depth/{row.ours}", theirs=f"depth_decoder.{row.theirs}")
             for row in depth
@@ -119,19 +115,19 @@ def table(sizes: CsmSizes, like: tree.Params) -> list[Row]:
     ]
 
 
-def depth_table(rows: int, ids: Sequence[int], vocab: int) -> Iterator[Row]:
+def depth_table(rows: int, ids: int, vocab: int) -> Iterator[Row]:
     """The same of `CsmDepthDecoderForCausalLM` alone, paths as `DepthTransformer` has them.
 
     Args:
       rows: that are predicted.
-      ids: that are published for each of our ids.
+      ids: of ours, which are the first of those that are published.
       vocab: ids that are published.
     """
     yield Row("input/kernel", "model.inputs_embeds_projector.weight")
     for row in grid_weights.decoder("", "model.", families.LLAMA):
         yield row._replace(ours=row.ours.replace("/attention/", "/").replace("/mlp/", "/"))
     for k in range(rows):
-        yield Row(f"heads/{k}/kernel", f"codebooks_head.{k}", ids, vocab)
+        yield Row(f"heads/{k}/kernel", f"codebooks_head.{k}", range(ids), vocab)
 
 
 def divided(tensors: Mapping[str, np.ndarray], sizes: CsmSizes) -> dict[str, np.ndarray]:
@@ -145,11 +141,6 @@ def divided(tensors: Mapping[str, np.ndarray], sizes: CsmSizes) -> dict[str, np.
     name = "depth_decoder.codebooks_head"
     heads = found.pop(f"{name}.weight", ())
     return found | {f"{name}.{k}": head.T for k, head in enumerate(heads)}
-
-
-def _ids(count: int) -> tuple[int, ...]:
-    """Published ids of ours: the end, then the codes."""
-    return (0, *range(count - 1))
 
 
 def _in_context(scaling: RopeScaling | None) -> RopeScaling | None:

@@ -22,7 +22,7 @@ from slm_jax.interop import families, safetensors
 from slm_jax.nn import tree
 
 # What a configuration chooses for itself, whatever the published model.
-_CHOSEN = {"dtype", "remat", "lora_rank", "lora_alpha", "context_length"}
+_CHOSEN = {"dtype", "dropout", "remat", "lora_rank", "lora_alpha", "context_length"}
 
 
 class Row(NamedTuple):

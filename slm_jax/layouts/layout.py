@@ -18,10 +18,11 @@ from slm_jax.layouts.ctc import Ctc
 from slm_jax.layouts.expression import Expression, Operator
 from slm_jax.layouts.grid import Grid, Row
 from slm_jax.layouts.machine import Machine
-from slm_jax.layouts.operators import AnyStream, check_lengths, text_of
+from slm_jax.layouts.operators import AnyStream
 from slm_jax.layouts.reading import Reading
 from slm_jax.layouts.rows import delays_of
 from slm_jax.layouts.scheduler import Scheduler
+from slm_jax.layouts.text import check_lengths, text_of
 from slm_jax.layouts.timed import Aligned, Spans
 from slm_jax.layouts.word_scheduler import WordScheduler
 from slm_jax.streams import StreamSpec, fingerprint

@@ -1,9 +1,10 @@
-"""The simplest operators: streams, text, single tokens."""
+"""The simplest operators: streams and single tokens."""
 
 from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -25,8 +26,10 @@ class AnyStream(Operator):
       first: level of the family that is the first here.
       predicted: False for a stream that is only read.
       optional: whether a record may lack it; then it has no items.
+      dedup: whether an item that equals the one before it is left out.
       rate: items a second, or 0.
-      end: id after the last item, which is predicted; negative for none.
+      end: id after the last item, which is predicted; negative for none. One that is an id of all
+        of several levels ends the stream where all have it in a column (CSM), and is an item else.
     """
 
     family: str
@@ -36,12 +39,19 @@ class AnyStream(Operator):
     first: int = 0
     predicted: bool
     optional: bool = False
+    dedup: bool = False
     rate: float
     end: int
 
     @property
     def streams(self) -> tuple[AnyStream, ...]:
         return (self,)
+
+    @property
+    def ends_together(self) -> bool:
+        """Whether `end` is an id of all of several levels."""
+        own = all(low <= self.end < high for low, high in self.ranges)
+        return own and len(self.ranges) > 1
 
     @abc.abstractmethod
     def ids(self, view: View) -> np.ndarray:
@@ -84,62 +94,14 @@ class AnyStream(Operator):
         return Option(*self.ranges[level], build.number(self), level, then)
 
     def program(self, row: int, build: Builder, after: int) -> int:
-        if self.end >= 0:
+        if self.ends_together:
+            after = build.together(self, self.end, after)
+        elif self.end >= 0:
             after = build.chosen(self.end, after)
         state = State(exit=after, stream=build.number(self), level=row, drop=build.drop)
         index = build.add(state)
         state.options = [self.option(row, build, index)]
         return index
-
-
-@dataclasses.dataclass(frozen=True)
-class Text(Operator):
-    """The text row: one id a column. Its words are the ticks of every row beside it.
-
-    Attributes:
-      family: dataset family with ids and their word index, e.g. "text-smollm2".
-      vocab: ids of the text LLM.
-      bos: id of the initial column.
-      eos: id after the last word; it is a tick of its own, and fills the row to the end.
-      weight: loss weight of a text target.
-    """
-
-    family: str
-    vocab: int
-    bos: int
-    eos: int
-    weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name in ("bos", "eos"):
-            if not 0 <= getattr(self, name) < self.vocab:
-                raise ValueError(f"{name} must lie in [0, {self.vocab})")
-
-    @property
-    def rows(self) -> tuple[Row, ...]:
-        ends = {"init": self.bos, "pad": self.eos, "names": ((self.bos, "BOS"), (self.eos, "EOS"))}
-        ranges = ((0, self.vocab),)
-        sizes = {"classes": self.vocab, "vocab": self.vocab, "ranges": ranges}
-        return (Row("text", self.family, 0, **sizes, **ends, weight=self.weight),)
-
-    @property
-    def streams(self) -> tuple[Stream, ...]:
-        return (Stream(self.family, (self.vocab,), weight=self.weight),)
-
-    @property
-    def tail(self) -> int:
-        return 1  # EOS
-
-    def columns(self, view: View) -> int:
-        return _words(view, self.family) + 1
-
-    def place(self, view: View) -> np.ndarray:
-        """A cell a word, which stands for all of its ids, and EOS."""
-        words = items(view.number(self.streams[0]), 0, np.arange(_words(view, self.family)), 0.0)
-        return np.append(words, specials(1, self.eos, self.weight))[None]
-
-    def program(self, row: int, build: Builder, after: int) -> int:
-        raise TypeError("words are decoded by WordScheduler, not by a program")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +119,8 @@ class Stream(AnyStream):
         own. Empty for none.
       init, pad: ids before the first item and after the last, one more than the ids of the level
         and two more where they are negative.
-      eos: id that follows the last item in each level and is predicted; negative for none.
+      eos: id that follows the last item in each level and is predicted; negative for none. It may
+        be an id of a single level, or of all (`AnyStream.end`).
       pad_weight: loss weight of `pad`.
       dedup: leave out an item that equals the one before it.
       rate: items a second, for operators that align by time.
@@ -185,6 +148,9 @@ class Stream(AnyStream):
         for name in ("offset", "level_weights"):
             if len(getattr(self, name)) not in (0, len(self.vocab)):
                 raise ValueError(f"{name} must have a value for each of {len(self.vocab)} levels")
+        inside = {low <= self.eos < high for low, high in self.ranges}
+        if len(inside) > 1:
+            raise ValueError("eos must be an id of all levels, or of none")
         if self.optional and (self.predicted or self.eos >= 0):
             raise ValueError("optional is for a stream that is only read, and has no EOS")
 
@@ -192,7 +158,7 @@ class Stream(AnyStream):
     def end(self) -> int:
         return self.eos
 
-    @property
+    @functools.cached_property
     def ranges(self) -> tuple[tuple[int, int], ...]:
         offsets = self.offset or (0,) * len(self.vocab)
         return tuple((low, low + size) for low, size in zip(offsets, self.vocab, strict=True))
@@ -202,7 +168,7 @@ class Stream(AnyStream):
         given = self.level_weights or (self.weight,) * len(self.vocab)
         return tuple(weight * self.predicted for weight in given)
 
-    @property
+    @functools.cached_property
     def rows(self) -> tuple[Row, ...]:
         rows = []
         for level, (low, high) in enumerate(self.ranges):
@@ -267,7 +233,7 @@ class Token(Operator):
     name: str
     weight: float = 0.0
 
-    @property
+    @functools.cached_property
     def rows(self) -> tuple[Row, ...]:
         vocab = self.id + 1
         classes = vocab * (self.weight > 0)
@@ -285,32 +251,3 @@ class Token(Operator):
         if self.weight:
             return build.chosen(self.id, after)
         return build.forced(self.id, after)
-
-
-def text_of(expression: Operator) -> Text | None:
-    """The `Text` row of an expression, which gives it a word clock."""
-    if isinstance(expression, Text):
-        return expression
-    return next((text for part in expression.inside if (text := text_of(part))), None)
-
-
-def check_lengths(expression: Operator, view: View) -> None:
-    """Raises a UserError where streams beside a `Text` row are not as long as it has words."""
-    counts = {}
-    for stream in expression.streams:
-        if stream.family in view.record:
-            counts[stream.family] = len(view.values(stream.family))
-    text = text_of(expression)
-    if text is not None:
-        counts[text.family] = _words(view, text.family)
-        if len(set(counts.values())) > 1:
-            found = ", ".join(f"{family} {counts[family]}" for family in sorted(counts))
-            raise UserError(
-                f"streams that share columns disagree in length: {found}",
-                "make them again from the same words; python -m slm_jax.data.inspect shows both",
-            )
-
-
-def _words(view: View, family: str) -> int:
-    index = view.record[family].index
-    return int(index[-1]) + 1 if index is not None and len(index) else 0

@@ -62,6 +62,22 @@ class State:
     unread: bool = False
 
 
+class Frame(NamedTuple):
+    """The end of a stream that is one id in all of its levels, where each alone may be an item.
+
+    Attributes:
+      stream: its number.
+      id: in every row.
+      machines: of its levels, in order.
+      then: the state of each after the end.
+    """
+
+    stream: int
+    id: int
+    machines: tuple[int, ...]
+    then: tuple[int, ...]
+
+
 class Builder:
     """Collects the states of all rows.
 
@@ -76,6 +92,7 @@ class Builder:
         self._streams = tuple(streams)
         self._machine, self._room = 0, _ENDLESS
         self._parts: dict[Hashable, tuple[int, int]] = {}
+        self._frames: dict[tuple[int, int], dict[int, int]] = {}
 
     def number(self, stream: object) -> int:
         return self._streams.index(stream)
@@ -93,6 +110,20 @@ class Builder:
     def chosen(self, id: int, then: int) -> int:
         """One cell of an id that the model predicts: where nothing else may stand, it is forced."""
         return self.add(State(options=[Option(id, id + 1, -1, 0, then)]))
+
+    def together(self, stream: object, id: int, then: int) -> int:
+        """The end of a stream's level, which is over once all levels say `id` in one column."""
+        levels = self._frames.setdefault((self.number(stream), id), {})
+        levels[self._machine] = then
+        return self.forced(id, then)
+
+    @property
+    def frames(self) -> tuple[Frame, ...]:
+        """What `together` was told."""
+        return tuple(
+            Frame(*end, tuple(levels), tuple(levels.values()))
+            for end, levels in self._frames.items()
+        )
 
     def wait(self, fill: int, parts: Sequence[Hashable], after: int) -> int:
         """Cells of `fill` until all parts are over."""

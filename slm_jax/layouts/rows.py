@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Literal
 
 import numpy as np
@@ -10,8 +11,9 @@ import numpy as np
 from slm_jax.layouts.cells import View, specials
 from slm_jax.layouts.expression import Expression, Operator
 from slm_jax.layouts.grid import Row
-from slm_jax.layouts.operators import AnyStream, text_of
+from slm_jax.layouts.operators import AnyStream
 from slm_jax.layouts.program import COPIED, Builder, State
+from slm_jax.layouts.text import text_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Par(Operator):
     def inside(self) -> tuple[Operator, ...]:
         return self.parts
 
-    @property
+    @functools.cached_property
     def rows(self) -> tuple[Row, ...]:
         return tuple(row for part in self.parts for row in part.rows)
 
@@ -46,7 +48,7 @@ class Par(Operator):
             found += [len(set(found)) + machine for machine in part.machines]
         return tuple(found)
 
-    @property
+    @functools.cached_property
     def tail(self) -> int:
         return max(part.tail for part in self.parts)
 
@@ -105,6 +107,8 @@ class Delay(Operator):
             raise ValueError("of must not hold the Text row: its words are the clock")
         if self.end != "extend" and any(stream.end >= 0 for stream in self.of.streams):
             raise ValueError(f"end = {self.end!r} would drop the EOS of delayed rows: extend")
+        if len(set(self.delays)) > 1 and any(s.ends_together for s in self.of.streams):
+            raise ValueError("of: an EOS that is an id of all levels must stand in one column")
         shared = {}
         for machine, delay in zip(self.of.machines, self.delays, strict=True):
             if shared.setdefault(machine, delay) != delay:
@@ -123,7 +127,7 @@ class Delay(Operator):
         """int [R]."""
         return np.broadcast_to(self.by, len(self.of.rows))
 
-    @property
+    @functools.cached_property
     def rows(self) -> tuple[Row, ...]:
         return tuple(
             dataclasses.replace(
@@ -135,7 +139,7 @@ class Delay(Operator):
             for row, delay in zip(self.of.rows, self.delays, strict=True)
         )
 
-    @property
+    @functools.cached_property
     def tail(self) -> int:
         if self.end != "extend":
             return self.of.tail + (min(self.by) if self.end == "valid_only" else 0)
@@ -210,7 +214,7 @@ class Copies(Operator):
     def inside(self) -> tuple[Operator, ...]:
         return (self.of,)
 
-    @property
+    @functools.cached_property
     def rows(self) -> tuple[Row, ...]:
         [row] = self.of.rows
         rest = {"predicted": False, "weight": 0.0, "pad_weight": 0.0, "classes": 0}

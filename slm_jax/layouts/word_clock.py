@@ -14,7 +14,7 @@ from slm_jax.errors import UserError
 from slm_jax.layouts.cells import View, items, named, specials
 from slm_jax.layouts.expression import Operator
 from slm_jax.layouts.grid import Grid, Restored, Row
-from slm_jax.layouts.operators import text_of
+from slm_jax.layouts.text import text_of
 
 
 def check(expression: Operator, view: View) -> None:

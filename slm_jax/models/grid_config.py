@@ -6,7 +6,8 @@ import dataclasses
 from typing import Literal
 
 from slm_jax.errors import UserError
-from slm_jax.layouts import Layout
+from slm_jax.layouts import Layout, Nar
+from slm_jax.layouts.operators import AnyStream
 from slm_jax.models.backbone import BackboneConfig
 from slm_jax.models.continuous import ContinuousConfig
 from slm_jax.models.depth import DepthConfig
@@ -36,8 +37,10 @@ class GridLMConfig:
     Attributes:
       backbone: None for that of the text LLM which the run starts from.
       embedding: of columns.
+      prefix: whether the columns of the stream that the layout begins with, which is only read,
+        see each other both ways (VALL-E's phones).
       depth: what predicts the rows of a column one after the other; None for one softmax a row, all
-        in parallel.
+        in parallel. Labels that nothing reads (`States`) are left to the backbone.
       depth_from: predicted rows before this one are predicted from the backbone all the same, and
         known to the depth transformer (Moshi's text, CSM's first level).
       depth_share: share of the columns that the depth transformer is trained on, those with targets
@@ -53,6 +56,7 @@ class GridLMConfig:
 
     backbone: BackboneConfig | None = None
     embedding: EmbeddingConfig = EmbeddingConfig()
+    prefix: bool = False
     depth: DepthConfig | None = None
     depth_from: int = 1
     depth_share: float = 1.0
@@ -102,10 +106,15 @@ class GridLMConfig:
             )
         if self.branch and not set(self.branch.rows) <= set(predicted(layout)):
             return f"branch has rows {self.branch.rows}", f"predicted are {predicted(layout)}"
-        if self.depth and not 0 <= self.depth_from < len(predicted(layout)):
+        if self.depth and not 0 <= self.depth_from < len(chained(layout)):
             return (
-                f"depth_from is {self.depth_from} of {len(predicted(layout))} predicted rows",
+                f"depth_from is {self.depth_from} of {len(chained(layout))} predicted rows",
                 "leave at least one row to the depth transformer",
+            )
+        if self.prefix and not self._has_prefix(layout):
+            return (
+                "prefix needs a layout that begins with a stream which is only read, and one trunk",
+                "set Layout.initial = False and put the stream first, or leave prefix out",
             )
         shared = [row.vocab for row, table in zip(rows, tables, strict=True) if table == BACKBONE]
         known = self.backbone and self.backbone.vocab_size
@@ -124,6 +133,13 @@ class GridLMConfig:
                 )
         return None
 
+    def _has_prefix(self, layout: Layout) -> bool:
+        first = layout.of
+        while first.inside:
+            first = first.inside[0]
+        read = isinstance(first, AnyStream) and not first.predicted and not layout.initial
+        return read and not (self.second or self.branch or layout.holds(Nar))
+
     def with_backbone(self, backbone: BackboneConfig, layout: Layout) -> GridLMConfig:
         """The same on a text LLM, whose table grows where the layout has more ids."""
         tables = self.embedding.of(len(layout.rows))
@@ -138,7 +154,7 @@ class GridLMConfig:
 
     def depth_rows(self, layout: Layout) -> tuple[int, ...]:
         """Rows that the depth transformer predicts."""
-        return predicted(layout)[self.depth_from :] if self.depth else ()
+        return chained(layout)[self.depth_from :] if self.depth else ()
 
     def groups(self, layout: Layout) -> dict[str, tuple[int, ...]]:
         """The rows of each mean that `normalise` adds up: name -> rows."""
@@ -165,3 +181,8 @@ class GridLMConfig:
 def predicted(layout: Layout) -> tuple[int, ...]:
     """Rows with a head: those that a target may stand in."""
     return tuple(r for r, row in enumerate(layout.rows) if row.predicted and row.classes)
+
+
+def chained(layout: Layout) -> tuple[int, ...]:
+    """Those of them that a depth transformer may know or predict: all but labels."""
+    return tuple(row for row in predicted(layout) if layout.rows[row].level >= 0)

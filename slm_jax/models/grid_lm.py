@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import nnx
 
 from slm_jax.layouts import Ctc, Layout, Nar
@@ -16,26 +14,12 @@ from slm_jax.models.backbone import Backbone, BackboneConfig, KVCache, init_cach
 from slm_jax.models.continuous import make_head
 from slm_jax.models.cross_decoder import CrossDecoder, CrossDecoderConfig
 from slm_jax.models.depth import DepthTransformer
-from slm_jax.models.grid_config import GridLMConfig, predicted
+from slm_jax.models.grid_config import GridLMConfig, chained, predicted
 from slm_jax.models.grid_embedding import BACKBONE, GridEmbedding
+from slm_jax.models.grid_losses import Columns, GridLosses, States
 from slm_jax.models.nar import NarTrunk, stages
 from slm_jax.models.second import Feed
 from slm_jax.nn.layers import Embedding, Linear
-from slm_jax.nn.losses import cross_entropy
-
-Columns = Mapping[str, jax.Array]
-
-
-class States(NamedTuple):
-    """What the heads read, each [B, S, D].
-
-    Attributes:
-      trunk: after the final norm.
-      branch: after that of the branch; None without one.
-    """
-
-    trunk: jax.Array
-    branch: jax.Array | None
 
 
 class GridCache(NamedTuple):
@@ -51,7 +35,7 @@ class GridCache(NamedTuple):
     memory: jax.Array | None
 
 
-class GridLM(nnx.Module):
+class GridLM(GridLosses, nnx.Module):
     """Parameters: backbone/..., embedding/..., heads/ROW/..., depth/..., and what else there is.
 
     A batch has "tokens", "targets" int and "weights" f32 [B, R, S], "segment_ids", "positions" int
@@ -113,34 +97,47 @@ class GridLM(nnx.Module):
 
     # What is read.
 
-    def states(self, batch: Columns) -> tuple[States, jax.Array | None]:
-        """The heads' states of packed rows, and with `second` the text LLM's own [B, T, D']."""
+    def states(
+        self, batch: Columns, key: jax.Array | None = None
+    ) -> tuple[States, jax.Array | None]:
+        """The heads' states of packed rows, and with `second` the text LLM's own [B, T, D'].
+
+        `key` is of dropout, in a training step.
+        """
+        own, other = (None, None) if key is None else jax.random.split(key)
         segments, positions = batch["segment_ids"], batch["positions"]
         if self.nar:
             x = self._embed(batch, None)
             stage = stages(batch["weights"], segments)
-            return States(self.nar_trunk(x, positions, segments, stage), None), None
+            return States(self.nar_trunk(x, positions, segments, stage, own), None), None
         if self.config.second is None:
-            x = self._embed(batch, None)
-            hidden, tapped, _ = self.backbone.run(x, positions, segments, None, tap=self._tap)
+            x, sees = self._embed(batch, None), None
+            if self.config.prefix:
+                low, high = self.layout.streams[0].ranges[0]
+                first = batch["tokens"][:, 0]
+                sees = seen((low <= first) & (first < high), segments)
+            run = self.backbone.run(x, positions, segments, None, tap=self._tap, key=own, sees=sees)
+            hidden, tapped, _ = run
             if tapped is None:
                 return States(hidden, None), None
-            return States(hidden, self.branch(tapped, positions, segments)[0]), None
-        text = self.upstream(batch)
+            branch, _ = self.branch(tapped, positions, segments, key=other)
+            return States(hidden, branch), None
+        text = self.upstream(batch, own)
         memory = self.feed.memory(text)
         x = self._embed(batch, memory)
         if isinstance(self.second, CrossDecoder):
             known = batch["upstream/segment_ids"]
-            hidden, _ = self.second.run(x, positions, segments, None, memory[:, :, 0], known)
+            memory = memory[:, :, 0]
+            hidden, _ = self.second.run(x, positions, segments, None, memory, known, other)
         else:
-            hidden, _ = self.second(x, positions, segments)
+            hidden, _ = self.second(x, positions, segments, key=other)
         return States(hidden, None), text
 
-    def upstream(self, batch: Columns) -> jax.Array:
+    def upstream(self, batch: Columns, key: jax.Array | None = None) -> jax.Array:
         """The text LLM's states [B, T, D'] of "upstream/tokens" and so on."""
         x = self.backbone.embed(batch["upstream/tokens"][:, 0])
         places = batch["upstream/positions"], batch["upstream/segment_ids"]
-        return self.backbone(x, *places)[0]
+        return self.backbone(x, *places, key=key)[0]
 
     def init_cache(self, batch: int, length: int, columns: Columns | None = None) -> GridCache:
         """An empty cache for at most `length` columns; `columns` has the "upstream/..." if any."""
@@ -162,12 +159,14 @@ class GridLM(nnx.Module):
 
         Args:
           columns: "tokens" [B, R, S], "positions" [B, S], and "vectors", "links", "copies" where
-            the layout has them.
+            the layout has them; "sees" [B, S], the last position that each sees, if that is not
+            its own.
           cache: of the columns before.
         """
         x, positions = self._embed(columns, cache.memory), columns["positions"]
         if self.config.second is None:
-            run = self.backbone.run(x, positions, None, cache.trunk, tap=self._tap)
+            sees = columns.get("sees")
+            run = self.backbone.run(x, positions, None, cache.trunk, tap=self._tap, sees=sees)
             hidden, tapped, kv = run
             if tapped is None:
                 return States(hidden, None), GridCache(kv, None, None)
@@ -203,45 +202,6 @@ class GridLM(nnx.Module):
             return ids
         return self.embedding.look_up(row, ids, self._table())
 
-    def losses(self, batch: Columns) -> dict[str, jax.Array]:
-        """Sums of all losses of a batch: of each row by name, of each group of
-        `GridLMConfig.groups`, "vectors" and "upstream"."""
-        states, text = self.states(batch)
-        terms = {row: self._row_loss(states, batch, row) for row in self.rows}
-        terms |= self._depth_losses(states.trunk, batch)
-        sums = {self.layout.rows[row].name: value for row, value in terms.items()}
-        for name, rows in self.config.groups(self.layout).items():
-            sums[name] = sum(terms[row] for row in rows)
-        if self.config.continuous is not None:
-            keys = jax.vmap(jax.random.key)(batch["seeds"])
-            found = jax.vmap(self.continuous.losses)(states.trunk, batch["vector_targets"], keys)
-            sums["vectors"] = (found * self._vector_weights(batch)).sum()
-        if text is not None:
-            targets = batch["upstream/targets"][:, 0]
-            weights = batch["upstream/weights"][:, 0]
-            logits = self.backbone.logits(text)
-            sums["upstream"] = (cross_entropy(logits, targets, weights) * weights).sum()
-        return sums
-
-    def weights(self, batch: Columns) -> dict[str, jax.Array]:
-        """The weights of `losses`, which depend on the batch alone."""
-        counts = batch["weights"].astype(jnp.float32)
-        chosen = self._chosen(batch)
-        terms = {}
-        for row in self.rows:
-            own = counts[:, row]
-            if row in self.depth_rows and chosen is not None:
-                own = jnp.take_along_axis(own, chosen, axis=1)
-            terms[row] = own.sum()
-        found = {self.layout.rows[row].name: value for row, value in terms.items()}
-        for name, rows in self.config.groups(self.layout).items():
-            found[name] = sum(terms[row] for row in rows)
-        if self.config.continuous is not None:
-            found["vectors"] = self._vector_weights(batch).sum()
-        if self.config.second is not None:
-            found["upstream"] = batch["upstream/weights"].astype(jnp.float32).sum()
-        return found
-
     # Below, parts of these.
 
     def _name(self, row: int) -> str:
@@ -268,60 +228,21 @@ class GridLM(nnx.Module):
         return x if memory is None else self.feed(x, memory, columns)
 
     def _before(self) -> tuple[int | None, ...]:
-        return (None, *self.rows)[self.config.depth_from :][: len(self.depth_rows)]
+        rows = (None, *chained(self.layout))
+        return rows[self.config.depth_from :][: len(self.depth_rows)]
 
-    def _row_loss(self, states: States, batch: Columns, row: int) -> jax.Array:
-        if row in self.depth_rows:
-            return jnp.float32(0)  # comes with the others of the depth transformer
-        logits = self.logits(states, row)
-        targets, weights = batch["targets"][:, row], batch["weights"][:, row]
-        targets = targets - self.ids_of(row).start
-        if not self.ctc:
-            return (cross_entropy(logits, targets, weights) * weights).sum()
-        gaps = (batch["segment_ids"] == 0).astype(jnp.float32)
-        none = (weights == 0).astype(jnp.float32)
-        blank = logits.shape[-1] - 1
-        return optax.ctc_loss(
-            logits, gaps, jnp.where(none > 0, 0, targets), none, blank_id=blank
-        ).sum()
 
-    def _depth_losses(self, hidden: jax.Array, batch: Columns) -> dict[int, jax.Array]:
-        if not self.depth_rows:
-            return {}
-        targets, weights = batch["targets"], batch["weights"].astype(jnp.float32)
-        chosen = self._chosen(batch)
-        if chosen is not None:
-            hidden = jnp.take_along_axis(hidden, chosen[..., None], axis=1)
-            targets, weights = (
-                jnp.take_along_axis(x, chosen[:, None], axis=2) for x in (targets, weights)
-            )
-        previous = [
-            jnp.full_like(targets[:, 0], -1) if row is None else targets[:, row]
-            for row in self._before()
-        ]
-        told = [
-            self.told(0 if row is None else row, ids)
-            for row, ids in zip(self._before(), previous, strict=True)
-        ]
-        flat = hidden.reshape(-1, hidden.shape[-1])
-        given = jnp.stack(told, axis=2)
-        logits = self.depth(flat, given.reshape(len(flat), *given.shape[2:]))
-        found = {}
-        for row, scores in zip(self.depth_rows, logits, strict=True):
-            ids, counts = targets[:, row].reshape(-1), weights[:, row].reshape(-1)
-            ids = ids - self.ids_of(row).start
-            found[row] = (cross_entropy(scores, ids, counts) * counts).sum()
-        return found
+def seen(prefix: jax.Array, segment_ids: jax.Array) -> jax.Array:
+    """The last column that each sees where those that a record begins with see each other.
 
-    def _chosen(self, batch: Columns) -> jax.Array | None:
-        """int [B, n], columns for the depth transformer; None for all."""
-        if not self.depth_rows or self.config.depth_share == 1:
-            return None
-        counts = jnp.asarray(batch["weights"])[:, self.depth_rows[0] :].max(1)
-        most = -int(-self.config.depth_share * counts.shape[1] // 1)
-        return jax.lax.top_k(counts, most)[1]
+    Args:
+      prefix: bool [B, S], what may belong to them; the first that does not ends them.
+      segment_ids: int [B, S].
 
-    def _vector_weights(self, batch: Columns) -> jax.Array:
-        """[B, S], 1 where a vector is to be predicted."""
-        row = self.layout.rows.index(self.layout.vector_row)
-        return batch["weights"][:, row] * (batch["targets"][:, row] == 0)
+    Returns:
+      int [B, S], columns of the row.
+    """
+    columns = jnp.arange(prefix.shape[1])
+    same = segment_ids[:, :, None] == segment_ids[:, None, :]
+    ends = jnp.where(same & ~prefix[:, None, :], columns, prefix.shape[1]).min(-1)
+    return jnp.where(columns < ends, ends - 1, columns)

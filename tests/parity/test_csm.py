@@ -49,7 +49,7 @@ CHANGES = [
     "WIDTH=32", "LAYERS=2", "HEADS=4", "KV_HEADS=2", "HEAD_DIM=8", "MLP_WIDTH=40",
     "DEPTH_WIDTH=16", "DEPTH_LAYERS=2", "DEPTH_HEADS=2", "DEPTH_KV_HEADS=1", "DEPTH_HEAD_DIM=8",
     "DEPTH_MLP_WIDTH=28", f"TEXT_VOCAB={TEXT}", f"BOS={BOS}", f"TEXT_END={END}",
-    f"CODEBOOKS={(CODES,) * LEVELS}", f"OFFSETS={(1,) * LEVELS}",
+    f"CODEBOOKS={(CODES,) * LEVELS}",
 ]  # fmt: skip
 
 
@@ -124,17 +124,12 @@ def run(graphdef, params, batch):
     return model.logits(states, 1), levels.reshape(*above.shape[:3], -1)
 
 
-def published(ids):
-    """Of ours: 0 ends, and code c is c + 1; there 0 ends, and is a code too."""
-    return np.maximum(ids - 1, 0)
-
-
 def test_logits_of_all_levels_equal_the_reference(ours):
     model = reference()
     content = np.stack([grid.content for grid in GRIDS])
     text = content[:, 0] >= 0
     assert (text.sum(1) == WORDS + 2).all() and (content[:, 1:, -1] == 0).all()
-    frames = torch.from_numpy(published(content[:, 1:]).swapaxes(1, 2)).long()
+    frames = torch.from_numpy(content[:, 1:].clip(min=0).swapaxes(1, 2)).long()
     labels = frames.masked_fill(torch.from_numpy(text)[..., None], -100)
     with torch.no_grad():
         embedded = torch.where(
@@ -146,12 +141,11 @@ def test_logits_of_all_levels_equal_the_reference(ours):
     first, levels = run(*ours, BATCH)
     assert want.logits.std() > 0.3 and want.depth_decoder_logits.std() > 0.3
     codes = want.logits[:, :-1, :CODES].numpy()
-    np.testing.assert_allclose(first[..., 1:], codes, atol=1e-4)
-    np.testing.assert_array_equal(first[..., 0], first[..., 1])  # what is published for id 0
+    np.testing.assert_allclose(first, codes, atol=1e-4)
     # Theirs are of the frames alone, in order; ours of the columns before them.
     depth = want.depth_decoder_logits[..., :CODES].numpy()  # [B * (FRAMES + 1), K - 1, V]
-    found = np.asarray(levels)[:, WORDS + 1 :].reshape(-1, LEVELS - 1, CODES + 1)
-    np.testing.assert_allclose(found[..., 1:], depth, atol=1e-4)
+    found = np.asarray(levels)[:, WORDS + 1 :].reshape(-1, LEVELS - 1, CODES)
+    np.testing.assert_allclose(found, depth, atol=1e-4)
 
 
 def test_names_and_shapes_at_full_size(tmp_path):
@@ -182,7 +176,8 @@ def test_names_and_shapes_at_full_size(tmp_path):
     assert {row.theirs for row in table if row.total} >= {"audio.31", "lm_head.weight"}
     used = sum(math.prod(x.shape) for x in tree.flatten(like).values())
     shared = state[csm._SHARED].numel()
-    spare = (2051 - 2049) * (2048 + 31 * 1024)  # ids of heads that we do not say
+    spare = (2051 - 2048) * (2048 + 31 * 1024)  # ids of heads that we do not say
+    spare += (2051 - 2050) * 32 * 2048  # and of tables
     assert used + spare == sum(x.numel() for x in state.values()) - shared
 
     bad = shapes(state) | {"lm_head.weight": (2052, 2048)}

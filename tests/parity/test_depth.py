@@ -171,7 +171,7 @@ def test_csm(seed):
     heads = arrays(theirs.state_dict())  # the table in it is the backbone's
     heads |= {f"codebooks_head.{k}": x.T for k, x in enumerate(heads.pop("codebooks_head.weight"))}
     del heads["model.embed_tokens.weight"]
-    params = loaded(csm.depth_table(rows, range(vocab), vocab), heads, model)
+    params = loaded(csm.depth_table(rows, vocab, vocab), heads, model)
 
     generator = torch.Generator().manual_seed(seed)
     codes = torch.randint(0, vocab, (6, rows), generator=generator)

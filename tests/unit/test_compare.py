@@ -19,7 +19,7 @@ from slm_jax.layouts import Delay, Layout, Par, Seq, Stream, Token
 
 RECORDS = [tiny_shards.record(number) for number in range(40)]
 SPECS = {spec.name: spec for spec in tiny_shards.SPECS}
-SPEECH = ("taste", "units", "codec", "mu-law")
+SPEECH = ("taste", "units", "codec", tiny_shards.MULAW, tiny_shards.LATENTS)
 TEXT = Stream("text-smollm2", (tiny_shards.TEXT,), eos=24, pad=25)
 CODEC = Stream("codec", (tiny_shards.CODEC,) * 6, rate=50.0)
 BESIDE = Layout("beside", Par((TEXT, Delay(CODEC, (0, 1, 2, 3, 4, 5)))))
@@ -113,7 +113,7 @@ def test_tables_group_systems_and_notes_say_what_is_missing(tmp_path):
     lines = [
         LINE | {"system": "worse", "speech_nats": 2000.0},
         LINE | {"given": "level 0"},
-        {"system": "waveform", "errors": {}, "missing": ["mu-law"]},
+        {"system": "waveform", "errors": {}, "missing": ["mulaw-1000"]},
         {"system": "broken", "errors": {"trained": "no <room>"}},
     ]
     rate = {"wer": 0.02, "low": 0.0, "high": 0.08}

@@ -146,6 +146,23 @@ def test_the_starter_codec_is_the_default(root, tmp_path, monkeypatch):
     assert made == FrameCodec.load().spec and families.fingerprint(cfg, "codec") == made.fingerprint
 
 
+def test_samples_and_latents_are_streams_too(root, tmp_path):
+    codec = write_codec(tmp_path / "codec")
+    cfg = DatasetBuildConfig(
+        name="toy", families=("mulaw-1000",), tokenizers=(f"latents={codec}", f"codec={codec}")
+    )
+    build.ensure_dataset(cfg)
+    held = open_dataset(root)
+    held.verify()
+    assert held.specs["mulaw-1000"] == families.load(cfg, "mulaw-1000").spec
+    assert held.specs["latents"].kind == "continuous" and held.specs["latents"].width == 8
+    for record in held.split("train", ["audio", "mulaw-1000", "latents", "codec"]):
+        samples = len(decode.load(record["audio"].flac))
+        assert len(record["mulaw-1000"].values) == pytest.approx(samples / 16, abs=1)
+        assert record["latents"].values.dtype == np.float32
+        assert record["latents"].values.shape == (len(record["codec"].values), 8)
+
+
 def test_units_are_fitted_on_the_speech_of_datasets(root, tmp_path, whisper, capsys):
     out = tmp_path / "fitted"
     arguments = ["--datasets", "toy", "--encoder", str(whisper), "--layer", "1"]
@@ -163,6 +180,8 @@ def test_units_are_fitted_on_the_speech_of_datasets(root, tmp_path, whisper, cap
         ({"tokenizers": ("mimi=",)}, "tokenizers"),
         ({"families": ("mimi",)}, "families: 'mimi'"),
         ({"families": ("units-hubert",)}, "families: 'units-hubert'"),
+        ({"families": ("mulaw-fast",)}, "families: 'mulaw-fast'"),
+        ({"tokenizers": ("mulaw-4000=/m",)}, "tokenizers: 'mulaw-4000=/m'"),
     ],
 )
 def test_families_without_weights_are_named(changes, named):
@@ -177,5 +196,5 @@ def test_families_are_those_named_and_those_with_folders():
     assert [str(cfg.folder(f)) for f in ("units", "units-hubert", "codec")] == [
         *("None", "/a=b", "/mine")
     ]
-    assert {*CODECS, UNITS, "asr_units"} == set(SPEECH_KINDS)
+    assert {*CODECS, UNITS, "asr_units", "latents", "mulaw"} == set(SPEECH_KINDS)
     assert build.parse(["x", "--tokenizers", "mimi=/m"]).tokenizers == ("mimi=/m",)

@@ -11,7 +11,8 @@ from flax import nnx
 from grid_systems import ONE_BY_ONE, SYSTEMS, UPSTREAM, backbone, codes, depth, record, text
 
 from slm_jax.data.rows import pack_row, stack
-from slm_jax.decoding.grid_engine import GridEngine, given_of
+from slm_jax.decoding.given import given_of
+from slm_jax.decoding.grid_engine import GridEngine
 from slm_jax.decoding.one_shot import OneShot
 from slm_jax.decoding.samplers import Sampling
 from slm_jax.errors import UserError
@@ -30,7 +31,7 @@ LENGTH = 48
 DECODED = (
     "parallel rows, mean",
     "depth, weights per step",
-    "tapped layers",
+    "depth beside a label",
     "second transformer, added",
     "vectors predicted",
 )
@@ -170,6 +171,42 @@ def test_greedy_decoding_is_what_the_whole_row_says():
             assert int(options.argmax()) == content[r, column + 1]
 
 
+def test_a_prefix_sees_all_of_itself_and_nothing_after_it():
+    name = "a prefix that sees itself"
+    graphdef, params = built(name)
+    states = jax.jit(lambda batch: merge(graphdef, params).states(batch)[0].trunk)
+    batch = stack([row(name, 5, 6)])
+    first = int((batch["segment_ids"] == 1).sum())  # columns of the first record: 4 of text, BOS
+    before = states(batch)
+    for column, moved in ((3, range(first)), (7, range(7, first))):
+        tokens = batch["tokens"].copy()
+        tokens[0, 0, column] = 1 if tokens[0, 0, column] != 1 else 2
+        tokens[0, 0, column] += 10 * (column > 4)
+        after = states(batch | {"tokens": tokens})
+        far = np.abs(after - before).max(-1)[0] > 1e-6
+        assert np.flatnonzero(far).tolist() == [*moved]
+
+
+def test_decoding_reads_a_prefix_as_the_whole_row_does():
+    name = "a prefix that sees itself"
+    layout = SYSTEMS[name].layout
+    model = merge(*built(name))
+    engine = GridEngine(model, layout, sampling=Sampling(), room=32)
+    records = [record(9), record(10, letters=6)]
+    for letters, decoded in zip((4, 6), engine.generate(records), strict=True):
+        content = decoded.grid.content[:, :-1]
+        width = content.shape[1]
+        batch = {
+            "tokens": content[None],
+            "positions": np.arange(width)[None],
+            "segment_ids": np.ones((1, width), np.int32),
+        }
+        logits = model.logits(model.states(batch)[0], 0)[0]
+        said = decoded.grid.content[0, letters + 1 :]
+        assert len(said) >= 1 and model.ids_of(0) == slice(10, 19)
+        np.testing.assert_array_equal(said - 10, logits[letters:].argmax(-1))
+
+
 def test_the_whole_of_depths_columns_is_the_sum_without_choice():
     name = "depth in some columns"
     system = SYSTEMS[name]
@@ -244,6 +281,7 @@ def test_a_text_llm_of_which_nothing_is_asked_is_held_still():
         (Par((text(), codes())), GridLMConfig(backbone(4)), "ids go up to"),
         (Par((text(), codes())), GridLMConfig(backbone(), EmbeddingConfig(tables=(0, 1))), "4"),
         (codes(), GridLMConfig(backbone(), depth=depth("previous"), depth_from=3), "depth_from"),
+        (codes(), GridLMConfig(backbone(), prefix=True), "begins with a stream"),
     ],
 )
 def test_a_model_that_does_not_fit_the_layout_is_refused(layout, config, words):

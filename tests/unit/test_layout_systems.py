@@ -1,5 +1,6 @@
 """Layouts of systems of the literature: golden grids (tests/golden), restored, decoded."""
 
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -337,6 +338,24 @@ def test_csm():
         told = spelt(grid.targets[row], ids)
         masked = [c if w else "." for c, w in zip(told, grid.weights[row], strict=True)]
         assert masked == wanted["tgt cb0" if row == 1 else "depth tgt"][:-1]
+
+
+@pytest.mark.parametrize("lengths", [{}, {"codes": 4}])
+def test_csm_ends_with_a_frame_of_zeros_and_not_with_a_zero_in_one(lengths):
+    read, _ = CSM.of.parts
+    layout = dataclasses.replace(CSM, of=Typed((read, codes(eos=0))))
+    said = record(frames=4)
+    said["codes"].values[:] = [[0, 3], [2, 0], [0, 1], [5, 0]]
+    grid = replay(layout, said, lengths=lengths)
+    assert grid.content[1:, -5:].tolist() == [[0, 2, 0, 5, 0], [3, 0, 1, 0, 0]]
+    np.testing.assert_array_equal(layout.restore(grid)["codes"].values, said["codes"].values)
+
+
+def test_an_end_that_is_an_id_of_all_levels_stands_in_one_column():
+    with pytest.raises(ValueError, match="must stand in one column"):
+        Delay(codes(eos=0), (0, 1))
+    with pytest.raises(ValueError, match="of all levels, or of none"):
+        codes(eos=0, offset=(0, 20))
 
 
 def test_csm_learns_the_fine_levels_in_a_share_of_the_frames():

@@ -112,7 +112,7 @@ def row_operations(job: TrainJob, record: Record) -> float:
     aim = objective.make(job, graphdef, abstract, row)
 
     def total(params: tree.Params, batch: Any) -> jax.Array:
-        found = aim.sums(params, {}, batch)
+        found = aim.sums(params, {}, batch, None)
         return sum(found[name] for name in aim.coefficients)
 
     return flops.counted(jax.grad(total), abstract, row)

@@ -35,6 +35,11 @@ def said(layout: Layout) -> tuple[AnyStream, ...]:
     return tuple(s for s in layout.streams if any(s.weights) and not is_text(s))
 
 
+def says_vectors(layout: Layout) -> bool:
+    """Whether it says vectors."""
+    return layout.vector_row is not None and layout.vector_row.predicted
+
+
 def texts(layout: Layout) -> list[str]:
     """How the layout has text: "read", "predicted", both, or not at all."""
     upstream = layout.upstream.streams if layout.upstream else ()

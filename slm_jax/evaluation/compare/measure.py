@@ -68,8 +68,9 @@ def score(
     speech, text = scorer.speech(own), scorer.text(own)
     seconds = sum(record[WORDS].duration for record in own)
     if speech.targets.sum():
-        each = speech.total.sum() / speech.targets.sum()
-        found["speech_nats"] = each * facts.items_per_second(layout, own)
+        if not facts.says_vectors(layout):
+            each = speech.total.sum() / speech.targets.sum()
+            found["speech_nats"] = each * facts.items_per_second(layout, own)
         firsts = [facts.latency(layout, record) for record in own]
         found["first_columns"] = float(np.median([n for n in firsts if n is not None]))
     if text.targets.sum():
@@ -136,7 +137,8 @@ def spoken(
 def ceilings(records: Sequence[Record], voices: Voices) -> dict[str, Any]:
     """Word error of the recordings, and of their own codes spoken: what no system can undercut."""
     texts = [record[WORDS].text for record in records]
-    families = ["codec", "taste", *(["units"] if voices.units else [])]
+    families = ["codec", "taste"]
+    families += [family for family in ("units", "latents") if getattr(voices, family)]
     sounds = {"recordings": [load(record[AUDIO].flac) for record in records]}
     for family in families:
         codes = [record[family].values for record in records]

@@ -23,7 +23,8 @@ _ROWS = 8  # of a batch
 
 
 class Nats(NamedTuple):
-    """Of each record: -log p of its targets, float [n], and how many targets, int [n]."""
+    """Of each record: -log p of its targets, float [n], and how many targets, int [n]. Of vectors
+    it is what their head minimises, for equal noise."""
 
     total: np.ndarray
     targets: np.ndarray
@@ -52,7 +53,8 @@ class Scorer:
             built = tree.merge(graphdef, params)
             if isinstance(model, GridLMConfig):
                 found = built.losses(batch)
-                return sum(found[whole.layout.rows[row].name] for row in built.rows)
+                of_ids = sum(found[whole.layout.rows[row].name] for row in built.rows)
+                return of_ids + found.get("vectors", 0.0)
             return sum(total for total, _ in losses(built(batch), batch).values())
 
         def of_rows(params: tree.Params, batch: Mapping[str, jax.Array]) -> jax.Array:

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from slm_jax.data.schema import WORDS, Record
+from slm_jax.decoding import grid_engine
 from slm_jax.decoding.continuation import Continuer, Prompt
 from slm_jax.decoding.engine import DecodeLimits, Engine
-from slm_jax.decoding.grid_engine import GridEngine
 from slm_jax.decoding.one_shot import OneShot
 from slm_jax.decoding.samplers import Sampling
 from slm_jax.decoding.vocabulary import Vocabulary
@@ -21,7 +21,7 @@ from slm_jax.layouts import Layout, Nar
 from slm_jax.tokenizers.taste import Taste
 from slm_jax.tokenizers.text import TextTokenizer
 
-Streams = Mapping[str, np.ndarray]  # family -> int [n, levels]
+Streams = Mapping[str, np.ndarray]  # family -> int [n, levels], or float32 [n, width]
 
 
 class Decoded(NamedTuple):
@@ -62,7 +62,7 @@ def decode(
         return _words(model, layout, records, sampling, *reader(), seed)
     if not layout.shift:
         return _at_once(model, layout, records, columns)
-    engine = GridEngine(model, layout, sampling=sampling, room=columns)
+    engine = grid_engine.GridEngine(model, layout, sampling=sampling, room=columns)
     known = {
         s.family: -1
         for s in layout.streams
@@ -80,7 +80,7 @@ def decode(
     columns = found[0].grid.content.shape[1] - layout.initial
     if len(records) > 1:
         found = run(records)
-    return Decoded([_values(layout, one.grid) for one in found], seconds, columns)
+    return Decoded([_values(layout, one) for one in found], seconds, columns)
 
 
 def _timed(run: Callable[[], Any]) -> tuple[Any, float]:
@@ -91,8 +91,12 @@ def _timed(run: Callable[[], Any]) -> tuple[Any, float]:
     return found, time.perf_counter() - began
 
 
-def _values(layout: Layout, grid: Any) -> Streams:
-    return {family: stream.values for family, stream in layout.restore(grid).items()}
+def _values(layout: Layout, one: grid_engine.Decoded) -> Streams:
+    found = {family: stream.values for family, stream in layout.restore(one.grid).items()}
+    if facts.says_vectors(layout):
+        row = layout.rows.index(layout.vector_row)
+        found[layout.vector_row.family] = one.vectors[one.grid.cells["stream"][row] >= 0]
+    return found
 
 
 def _given(layout: Layout, record: Record) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from slm_jax.evaluation.compare import facts
 from slm_jax.layouts import Layout
 from slm_jax.tokenizers.asr import Asr
 from slm_jax.tokenizers.codecs.codec import Codec
+from slm_jax.tokenizers.codecs.frame_latents import FrameLatents
 from slm_jax.tokenizers.taste import Taste
 from slm_jax.tokenizers.text import TextTokenizer
 from slm_jax.tokenizers.unit_vocoder import UnitVocoder
@@ -25,7 +26,7 @@ class Voices(NamedTuple):
     Attributes:
       asr: hears what is said.
       text: tokenizer of the text.
-      taste, codec, units: by family; units are None where nothing speaks them.
+      taste, codec, units, latents: by family; units and latents are None where nothing speaks them.
     """
 
     asr: Asr
@@ -33,6 +34,7 @@ class Voices(NamedTuple):
     taste: Taste
     codec: Codec
     units: UnitVocoder | None
+    latents: FrameLatents | None = None
 
     def mute(self, layout: Layout, record: Record) -> str:
         """Why a layout cannot say the text of a record; empty where it can."""
@@ -42,7 +44,7 @@ class Voices(NamedTuple):
             return "it has no text"
         if not facts.answers_text(layout, record):
             return "its text follows the speech"
-        if audible(layout) not in ("codec", "taste", "units"):
+        if audible(layout) not in ("codec", "taste", "units", "latents"):
             return f"nothing speaks {audible(layout)}"
         if audible(layout) == "units" and self.units is None:
             return "nothing speaks units: set CompareJob.unit_vocoder"
@@ -51,7 +53,7 @@ class Voices(NamedTuple):
     def speak(
         self, family: str, codes: Sequence[np.ndarray], records: Sequence[Record], repeats: bool
     ) -> list[np.ndarray]:
-        """16 kHz audio of codes int [n, levels] of records.
+        """16 kHz audio of codes int [n, levels], or vectors, of records.
 
         Args:
           family: of the codes.
@@ -60,7 +62,8 @@ class Voices(NamedTuple):
           repeats: whether units come with their repeats.
         """
         speak: dict[str, Callable[[np.ndarray, Record], np.ndarray]] = {
-            "codec": self._codec,
+            "codec": lambda codes, _: _frames(self.codec, codes),
+            "latents": lambda vectors, _: _frames(self.latents, vectors),
             "taste": self._taste,
             "units": lambda ids, record: self._units(ids, record, repeats),
         }
@@ -73,15 +76,6 @@ class Voices(NamedTuple):
         """What the recogniser writes of 16 kHz audio."""
         heard = self.asr.transcribe(audios, "en", context="bucket", word_times=False)
         return [one.text for one in heard]
-
-    def _codec(self, codes: np.ndarray, record: Record) -> np.ndarray:
-        # Shapes of a few kinds only, because each is compiled.
-        frames = -(-len(codes) // 64) * 64
-        padded = np.pad(codes, ((0, frames - len(codes)), (0, 0)))
-        whole = np.asarray(self.codec.decode(padded[None], np.array([len(codes)])))[0]
-        rate = self.codec.sample_rate
-        count = round(len(codes) / float(self.codec.spec.clock) * rate)
-        return resample(whole[:count], rate, AUDIO_RATE)
 
     def _taste(self, codes: np.ndarray, record: Record) -> np.ndarray:
         words = [word.text for word in record[WORDS].words][: len(codes)]
@@ -105,3 +99,12 @@ def audible(layout: Layout) -> str:
     if levels.get("codec", 0) > 1:
         return "codec"
     return next((family for family in ("taste", "units") if family in levels), said[0].family)
+
+
+def _frames(codec: Codec, codes: np.ndarray) -> np.ndarray:
+    # Shapes of a few kinds only, because each is compiled.
+    frames = -(-len(codes) // 64) * 64
+    padded = np.pad(codes, ((0, frames - len(codes)), (0, 0)))
+    whole = np.asarray(codec.decode(padded[None], np.array([len(codes)])))[0]
+    count = round(len(codes) / float(codec.spec.clock) * codec.sample_rate)
+    return resample(whole[:count], codec.sample_rate, AUDIO_RATE)

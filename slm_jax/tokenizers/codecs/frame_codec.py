@@ -252,18 +252,8 @@ class FrameCodec(Codec):
         Raises:
           UserError: a file is missing or damaged, or they do not fit.
         """
-        folder = Path(folder or STARTER)
-        for name in (CONFIG, WEIGHTS):
-            if not (folder / name).exists():
-                raise UserError(f"no codec in {folder}: {name} is missing", _REMEDY)
-        config = _read_config(folder / CONFIG)
-        try:
-            flat = load_file(folder / WEIGHTS)
-        except Exception as error:  # safetensors raises its own bare exception
-            raise UserError(f"{folder / WEIGHTS} is damaged: {error}", "restore it") from error
-        weights = compact.unpack(flat)
-        network = build(lambda: FrameCodecNetwork(config, rngs=nnx.Rngs(0)), weights)
-        return cls(network, choose_levels(levels, config.rvq.levels))
+        network = load_network(folder)
+        return cls(network, choose_levels(levels, network.config.rvq.levels))
 
     def init_state(self, batch: int) -> StreamState:
         """State before the first frame of so many streams."""
@@ -302,6 +292,25 @@ class FrameCodec(Codec):
     def flush(self, state: StreamState) -> jax.Array:
         """The last `delay` samples of every stream, [B, delay]."""
         return self._finish(state)
+
+
+def load_network(folder: Path | str | None = None) -> FrameCodecNetwork:
+    """The network that `save_codec` wrote; by default the starter's.
+
+    Raises:
+      UserError: a file is missing or damaged, or they do not fit.
+    """
+    folder = Path(folder or STARTER)
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).exists():
+            raise UserError(f"no codec in {folder}: {name} is missing", _REMEDY)
+    config = _read_config(folder / CONFIG)
+    try:
+        flat = load_file(folder / WEIGHTS)
+    except Exception as error:  # safetensors raises its own bare exception
+        raise UserError(f"{folder / WEIGHTS} is damaged: {error}", "restore it") from error
+    weights = compact.unpack(flat)
+    return build(lambda: FrameCodecNetwork(config, rngs=nnx.Rngs(0)), weights)
 
 
 def save_codec(folder: Path, config: FrameCodecConfig, params: Params) -> None:
