@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.experimental import mesh_utils
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from slm_jax.nn import tree
+from slm_jax.nn import placement, tree
+from slm_jax.nn.placement import MESH_AXES, MeshAxes
 
-MESH_AXES = ("data", "fsdp", "tensor")
-BATCH = PartitionSpec(("data", "fsdp"))
+AUTO = (AxisType.Auto,) * len(MESH_AXES)  # the default, Explicit, makes constraints asserts
+ROWS = placement.ACTIVATIONS["rows"]
+COLUMNS = placement.ACTIVATIONS["columns"]
+VECTORS = ("vectors", "vector_targets")  # leaves of a batch whose last axis is not the columns'
 MAX_RULES = 15
 
 
@@ -23,89 +28,105 @@ class Parallel:
 
     Attributes:
       data: replicas of the model, each on its own rows of the batch; -1 takes the devices that
-        the other two leave.
+        the others leave.
       fsdp: devices that share one replica's parameters and optimizer state, each on its own rows.
       tensor: devices that share the products of each layer.
+      context: devices that share the columns of a row; each sees the keys and values of all.
+      slices: groups of devices with a slow network between them (TPU slices, hosts of GPUs);
+        `data` is a multiple, so that only gradients and sums of losses go from one to another.
       rules: logical axis -> mesh axis (or axes); an axis without a rule is replicated.
     """
 
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
+    context: int = 1
+    slices: int = 1
     rules: Mapping[str, str | tuple[str, ...] | None] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.data < 1 and self.data != -1:
             raise ValueError(f"data must be at least 1, or -1 for what is left, got {self.data}")
-        if self.fsdp < 1 or self.tensor < 1:
-            field = "fsdp" if self.fsdp < 1 else "tensor"
-            raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")
+        for name in ("fsdp", "tensor", "context", "slices"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if len(self.rules) > MAX_RULES:
             raise ValueError(f"rules: {len(self.rules)} of them, at most {MAX_RULES}")
         for logical, target in self.rules.items():
-            for axis in _axes(target):
+            for axis in placement.axes(target):
                 if axis not in MESH_AXES:
                     known = ", ".join(MESH_AXES)
                     raise ValueError(f"rules: {logical} -> {axis!r}, the mesh has {known}")
 
 
-def make_mesh(parallel: Parallel, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The (data, fsdp, tensor) mesh over `devices` (default: all of every process).
+def abstract_mesh(parallel: Parallel, devices: int) -> AbstractMesh:
+    """The (data, fsdp, tensor, context) mesh of so many devices, which need not be here.
 
     Raises:
-      ValueError: the devices cannot be divided so.
+      ValueError: they cannot be divided so.
+    """
+    inner = (parallel.fsdp, parallel.tensor, parallel.context)
+    data = devices // math.prod(inner) if parallel.data == -1 else parallel.data
+    if data * math.prod(inner) != devices or data == 0:
+        wanted = " x ".join(map(str, (parallel.data, *inner)))
+        raise ValueError(f"{' x '.join(MESH_AXES)} = {wanted} does not divide {devices} devices")
+    if data % parallel.slices:
+        raise ValueError(f"data = {data} is not a multiple of slices = {parallel.slices}")
+    return AbstractMesh((data, *inner), MESH_AXES, axis_types=AUTO)
+
+
+def make_mesh(parallel: Parallel, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The (data, fsdp, tensor, context) mesh over `devices` (default: all of every process).
+
+    Raises:
+      ValueError: the devices cannot be divided so, or are not of that many slices.
     """
     devices = jax.devices() if devices is None else devices
-    inner = parallel.fsdp * parallel.tensor
-    data = len(devices) // inner if parallel.data == -1 else parallel.data
-    if data * inner != len(devices) or data == 0:
-        raise ValueError(
-            f"data x fsdp x tensor = {parallel.data} x {parallel.fsdp} x {parallel.tensor} "
-            f"does not divide {len(devices)} devices"
-        )
-    shape = (data, parallel.fsdp, parallel.tensor)
-    auto = (AxisType.Auto,) * len(MESH_AXES)  # the default, Explicit, makes constraints asserts
-    return jax.make_mesh(shape, MESH_AXES, axis_types=auto, devices=devices)
-
-
-def spec(
-    logical: Sequence[str | None], shape: Sequence[int], rules: Mapping[str, Any], mesh: Mesh
-) -> PartitionSpec:
-    """Where an array with these logical axes lives.
-
-    A mesh axis serves one dimension of an array, the first that asks; a dimension that the mesh
-    axes do not divide evenly stays whole.
-    """
-    taken: set[str] = set()
-    entries: list[tuple[str, ...] | None] = []
-    for name, size in zip(logical, shape, strict=True):
-        axes = tuple(axis for axis in _axes(rules.get(name)) if axis not in taken)
-        if size % int(np.prod([mesh.shape[axis] for axis in axes])):
-            axes = ()
-        taken.update(axes)
-        entries.append(axes or None)
-    return PartitionSpec(*entries)
+    data, *inner = abstract_mesh(parallel, len(devices)).axis_sizes
+    # jax.make_mesh takes one slice only, and each host of GPUs counts as one.
+    shape = (data // parallel.slices, *inner)
+    grids = [
+        mesh_utils.create_device_mesh(shape, part, allow_split_physical_axes=True)
+        for part in _slices(devices, parallel.slices)
+    ]
+    return Mesh(np.concatenate(grids), MESH_AXES, axis_types=AUTO)
 
 
 def shardings(
-    logical: tree.Params, abstract: tree.Params, rules: Mapping[str, Any], mesh: Mesh
+    logical: tree.Params,
+    abstract: tree.Params,
+    rules: Mapping[str, MeshAxes],
+    mesh: Mesh | AbstractMesh,
 ) -> tree.Params:
     """A NamedSharding for every array of `abstract`, whose axis names `logical` gives."""
     names = tree.flatten(logical)
     return tree.unflatten(
         {
-            path: NamedSharding(mesh, spec(names[path], value.shape, rules, mesh))
+            path: NamedSharding(mesh, placement.spec(names[path], value.shape, rules, mesh))
             for path, value in tree.flatten(abstract).items()
         }
     )
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows of the batch over data and fsdp; the other axes whole."""
-    return NamedSharding(mesh, BATCH)
+def batch_shardings(
+    batch: Mapping[str, Any], mesh: Mesh | AbstractMesh
+) -> dict[str, NamedSharding]:
+    """Where each leaf of a batch lives: rows over data and fsdp, columns over context.
+
+    Args:
+      batch: name -> anything with `ndim`, as `slm_jax.data.rows.pack_row` names them.
+      mesh: of `make_mesh`.
+    """
+    found = {}
+    for name, leaf in batch.items():
+        axes: list[MeshAxes] = [ROWS] + [None] * (leaf.ndim - 1)
+        if leaf.ndim > 1:
+            axes[1 if name in VECTORS else -1] = COLUMNS
+        found[name] = NamedSharding(mesh, PartitionSpec(*axes))
+    return found
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """The whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
@@ -113,25 +134,42 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
     """Rows of the global batch that this process's devices need, ascending.
 
-    Processes that share rows (tensor parallelism across hosts) get the same ones.
+    Processes that share rows (tensor or context parallelism across hosts) get the same ones, and
+    make all columns of them.
     """
     rows: set[int] = set()
-    slices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
+    slices = NamedSharding(mesh, PartitionSpec(ROWS)).addressable_devices_indices_map((batch_size,))
     for (piece,) in slices.values():
         rows.update(range(*piece.indices(batch_size)))
     return np.array(sorted(rows))
 
 
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh, batch_size: int) -> dict[str, jax.Array]:
-    """Global arrays out of this process's `local_rows`."""
-    sharding = batch_sharding(mesh)
-    return {
-        name: jax.make_array_from_process_local_data(sharding, rows, (batch_size, *rows.shape[1:]))
-        for name, rows in batch.items()
-    }
+    """Global arrays out of this process's `local_rows`; a device takes its columns of its rows."""
+    rows = local_rows(mesh, batch_size)
+
+    def put(local: np.ndarray, sharding: NamedSharding) -> jax.Array:
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            start, stop, _ = index[0].indices(batch_size)
+            first = np.searchsorted(rows, start)
+            return local[first : first + stop - start, *index[1:]]
+
+        return jax.make_array_from_callback((batch_size, *local.shape[1:]), sharding, part)
+
+    placed = batch_shardings(batch, mesh)
+    with jax.transfer_guard_host_to_device("allow"):  # asked for, though JAX cannot tell
+        return {name: put(local, placed[name]) for name, local in batch.items()}
 
 
-def _axes(target: str | tuple[str, ...] | None) -> tuple[str, ...]:
-    if target is None:
-        return ()
-    return (target,) if isinstance(target, str) else tuple(target)
+def _slices(devices: Sequence[jax.Device], count: int) -> list[Sequence[jax.Device]]:
+    """The devices of each slice."""
+    found: dict[int, list[jax.Device]] = {}
+    for device in devices:
+        found.setdefault(getattr(device, "slice_index", None) or 0, []).append(device)
+    if count == 1 and not (len(found) > 1 and devices[0].platform == "tpu"):
+        return [devices]
+    if devices[0].platform == "cpu":  # which has no slices: equal parts rehearse them
+        return [part.tolist() for part in np.split(np.array(devices), count)]
+    if len(found) != count:
+        raise ValueError(f"slices = {count}, but {len(devices)} devices are in {len(found)} slices")
+    return [found[number] for number in sorted(found)]

@@ -1,5 +1,7 @@
 """The training state: one plain dict {"params", "opt", "step"}, born in its shardings.
 
+With an average of the weights, it is under "ema", for those that move.
+
 Where parameters come from, first match: the newest checkpoint of the run, else the text LLM for
 the backbone and random numbers for the rest. A restored state never meets an initial one in memory:
 what is not used is not made.
@@ -15,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from slm_jax.nn import tree
 from slm_jax.training import partitioning, step
@@ -30,34 +32,51 @@ class Skeleton(NamedTuple):
     params: tree.Params  # ShapeDtypeStructs with shardings
 
 
-def skeleton(build: Callable[[], nnx.Module], rules: Mapping[str, Any], mesh: Mesh) -> Skeleton:
+def skeleton(
+    build: Callable[[], nnx.Module], rules: Mapping[str, Any], mesh: Mesh | AbstractMesh
+) -> Skeleton:
     """Structure, shapes and placement of the model that `build` makes; runs no arithmetic."""
-    module = nnx.eval_shape(build)
+    return skeleton_of(nnx.eval_shape(build), rules, mesh)
+
+
+def skeleton_of(
+    module: nnx.Module, rules: Mapping[str, Any], mesh: Mesh | AbstractMesh
+) -> Skeleton:
+    """The same of a module that `nnx.eval_shape` returned."""
     graphdef, abstract = tree.pure_params(module)
     placed = partitioning.shardings(tree.logical_axes(module), abstract, rules, mesh)
     return Skeleton(graphdef, _with_shardings(abstract, placed))
 
 
 def abstract_state(
-    params: tree.Params, optimizer: optax.GradientTransformation, trainable: frozenset[str]
+    params: tree.Params,
+    optimizer: optax.GradientTransformation,
+    trainable: frozenset[str],
+    averages: bool = False,
 ) -> State:
-    """The whole state as ShapeDtypeStructs with shardings; moments live where their weights do."""
+    """The whole state as ShapeDtypeStructs with shardings.
+
+    Moments and the average live where their weights do; moments of another shape than the weight's
+    (Adafactor's rows and columns) are small, and whole on every device.
+    """
     moving, _ = step.split(params, trainable)
     mesh = jax.tree.leaves(params)[0].sharding.mesh
     whole = partitioning.replicated(mesh)
     opt = jax.eval_shape(optimizer.init, moving)
     placed = optax.tree_utils.tree_map_params(
         optimizer,
-        lambda _, weight: weight.sharding,
+        lambda slot, weight: _beside(slot, weight, whole),
         opt,
         moving,
         transform_non_params=lambda _: whole,
+        is_leaf=_is_masked,
     )
-    return {
+    state = {
         "params": params,
         "opt": _with_shardings(opt, placed),
         "step": jax.ShapeDtypeStruct((), jnp.int32, sharding=whole),
     }
+    return state | ({"ema": moving} if averages else {})
 
 
 def shardings(abstract: Any) -> Any:
@@ -101,7 +120,26 @@ def initial_state(
     moving, _ = step.split(params, trainable)
     opt = jax.jit(optimizer.init, out_shardings=shardings(abstract["opt"]))(moving)
     start = place(np.zeros((), np.int32), abstract["step"].sharding, np.int32)
-    return {"params": params, "opt": opt, "step": start}
+    state = {"params": params, "opt": opt, "step": start}
+    if "ema" in abstract:  # a copy, because the step is given the buffers of both
+        placed = shardings(abstract["ema"])
+        state["ema"] = jax.jit(lambda x: jax.tree.map(jnp.copy, x), out_shardings=placed)(moving)
+    return state
+
+
+def averaged(state: State) -> tree.Params:
+    """The parameters, with the average of those that have one."""
+    return tree.unflatten(tree.flatten(state["params"]) | tree.flatten(state.get("ema", {})))
+
+
+def _is_masked(slot: Any) -> bool:
+    return isinstance(slot, optax.MaskedNode)
+
+
+def _beside(slot: Any, weight: jax.ShapeDtypeStruct, whole: NamedSharding) -> Any:
+    if _is_masked(slot):  # of a weight that this part of the optimizer does not move
+        return slot
+    return weight.sharding if slot.shape == weight.shape else whole
 
 
 def _with_shardings(abstract: Any, placed: Any) -> Any:
