@@ -1,12 +1,25 @@
-"""One attention for every network: grouped heads, and a mask told as what it means."""
+"""One attention for every network: grouped heads, and a mask told as what it means.
+
+`choose` says which of three implementations computes it: XLA everywhere; splash attention on TPU
+for packed causal rows; cuDNN on GPU for rows without segments, because cuDNN knows none.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import dataclasses
+from collections.abc import Iterator
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
+from slm_jax.nn import splash
+from slm_jax.nn.remat import recomputed
+
+Backend = Literal["xla", "splash", "cudnn"]
+_forced: contextvars.ContextVar[Backend | None] = contextvars.ContextVar("backend", default=None)
 _LARGE = 2**16  # scores of a head, from which on a CPU takes one head after the other
 _BLOCK = 512  # queries that it takes at once
 
@@ -66,11 +79,58 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: MaskSpec) -> jax.A
     Returns:
       [B, S, H, h] in the dtype of `v`.
     """
+    backend = _forced.get() or choose(q, k, mask, platform())
+    if backend == "splash":
+        return splash.attention(q, k, v, mask.q_segment_ids, window=mask.window)
+    if backend == "cudnn":
+        window = None if mask.window is None else (mask.window - 1, 0)
+        return jax.nn.dot_product_attention(
+            q, k, v, is_causal=mask.causal, local_window_size=window, implementation="cudnn"
+        )
+    return _xla(q, k, v, mask)
+
+
+def platform() -> str:
+    """Of the mesh in use: "cpu", "gpu" or "tpu", which may be of chips that are not here."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
+def choose(q: jax.Array, k: jax.Array, mask: MaskSpec, platform: str) -> Backend:
+    """The fastest implementation that honours all of `mask` for q [B, S, H, h], k [B, T, Hkv, h].
+
+    Splash and cuDNN tell order by the place in the row. cuDNN has no segments, and given them by
+    other libraries ignores them without a word, so packed rows on a GPU stay with XLA.
+    """
+    in_row = mask.causal and mask.q_positions is None and mask.kv_positions is None
+    to_itself = q.shape[1] == k.shape[1] and mask.q_segment_ids is mask.kv_segment_ids
+    if not (in_row and to_itself):
+        return "xla"
+    if platform == "tpu" and splash.fits(q, k):
+        return "splash"
+    half = q.dtype in (jnp.bfloat16, jnp.float16)
+    if platform == "gpu" and half and mask.q_segment_ids is None and q.shape[-1] % 8 == 0:
+        return "cudnn"
+    return "xla"
+
+
+@contextlib.contextmanager
+def using(backend: Backend) -> Iterator[None]:
+    """Traces every attention inside with `backend`, whatever `choose` says."""
+    token = _forced.set(backend)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def _xla(q: jax.Array, k: jax.Array, v: jax.Array, mask: MaskSpec) -> jax.Array:
     batch, queries, heads, width = q.shape
     keys, kv_heads = k.shape[1:3]
     q = q.reshape(batch, queries, kv_heads, heads // kv_heads, width)
     visible = mask.dense(queries, keys)
-    if queries * keys >= _LARGE and jax.default_backend() == "cpu":
+    alone = jax.sharding.get_abstract_mesh().size == 1  # a loop over heads would send each to all
+    if queries * keys >= _LARGE and platform() == "cpu" and alone:
         return _head_by_head(q, k, v, visible).reshape(batch, queries, heads, width)
     scores = jnp.einsum("bskgh,btkh->bkgst", q, k, preferred_element_type=jnp.float32)
     weights = _weights(scores, width, None if visible is None else visible[:, None, None])
@@ -113,5 +173,5 @@ def _head_by_head(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array |
     rows = jnp.repeat(jnp.arange(batch), kv_heads)
     q = (q * width**-0.5).swapaxes(1, 2).reshape(-1, queries, group, width)
     k, v = (x.swapaxes(1, 2).reshape(-1, *x.shape[1::2]) for x in (k, v))
-    out = jax.lax.map(head, (rows, q, k, v))
+    out = jax.lax.map(recomputed(head), (rows, q, k, v))  # scores cost more to keep than to make
     return out.reshape(batch, kv_heads, queries, group, width).swapaxes(1, 2)

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 import slm_jax.nn.attention as module
-from slm_jax.nn.attention import MaskSpec, attention
+from slm_jax.nn import splash
+from slm_jax.nn.attention import MaskSpec, attention, choose, platform, using
+from slm_jax.training.partitioning import Parallel, make_mesh
 
 
 def rand(*shape, seed=0):
@@ -92,3 +94,102 @@ def test_bfloat16_scores_are_f32():
 def test_segment_ids_come_in_pairs():
     with pytest.raises(ValueError, match="q_segment_ids and kv_segment_ids"):
         MaskSpec(q_segment_ids=SEGMENTS).dense(6, 6)
+
+
+RECORDS = (100, 116)  # columns of those packed into a row of ROW
+ROW = 256
+ROW_IDS = np.repeat([1, 2, 0], (*RECORDS, ROW - sum(RECORDS)))[None].astype(np.int32)
+
+
+def packed_qkv(rows=1):
+    return rand(rows, ROW, 4, 64), rand(rows, ROW, 2, 64, seed=1), rand(rows, ROW, 2, 64, seed=2)
+
+
+def by_splash(q, k, v, mask):
+    return splash.attention(q, k, v, mask.q_segment_ids, window=mask.window, interpret=True)
+
+
+def by_xla(q, k, v, mask):
+    with using("xla"):
+        return attention(q, k, v, mask)
+
+
+@pytest.mark.parametrize("window", [None, 70])
+@pytest.mark.parametrize("backend", [attention, by_xla, by_splash])
+def test_packed_records_are_what_they_are_alone(backend, window):
+    qkv = packed_qkv()
+    mask = MaskSpec(True, window, ROW_IDS, ROW_IDS)
+    packed = jax.jit(lambda *qkv: backend(*qkv, mask))(*qkv)
+    start = 0
+    for length in RECORDS:
+        here = slice(start, start + length)
+        alone = MaskSpec(causal=True, window=window)
+        with using("xla"):
+            want = attention(*(x[:, here] for x in qkv), alone)
+        np.testing.assert_allclose(packed[:, here], want, atol=2e-5)
+        start = here.stop
+
+
+def test_splash_is_the_same_in_both_directions_on_every_axis_of_a_mesh():
+    qkv = packed_qkv(rows=2)
+    ids = jnp.concatenate([ROW_IDS, np.ones_like(ROW_IDS)])
+    mask = MaskSpec(True, 70, ids, ids)
+    back = rand(2, ROW, 4, 64, seed=3)
+
+    def both(backend):
+        out, pull = jax.vjp(lambda *qkv: backend(*qkv, mask), *qkv)
+        return out, *pull(back)
+
+    with jax.set_mesh(make_mesh(Parallel(data=1, fsdp=2, tensor=2, context=2))):
+        got = jax.jit(lambda: both(by_splash))()
+    for one, other in zip(got, both(by_xla), strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-5)
+
+
+IDS = jnp.ones((2, ROW), int)
+SEGMENTED = MaskSpec(True, None, IDS, IDS)
+PLAIN = MaskSpec(causal=True)
+CHOICES = [  # platform, mask, columns, head_dim, dtype, which
+    ("cpu", SEGMENTED, 256, 64, "bfloat16", "xla"),
+    ("tpu", SEGMENTED, 256, 64, "bfloat16", "splash"),
+    ("tpu", SEGMENTED, 256, 128, "float32", "splash"),
+    ("tpu", MaskSpec(True, 70, IDS, IDS), 256, 64, "bfloat16", "splash"),
+    ("tpu", SEGMENTED, 250, 64, "bfloat16", "xla"),  # no whole blocks
+    ("tpu", SEGMENTED, 256, 32, "bfloat16", "xla"),
+    ("tpu", MaskSpec(q_segment_ids=IDS, kv_segment_ids=IDS), 256, 64, "bfloat16", "xla"),
+    ("tpu", MaskSpec(True, None, IDS, IDS + 0), 256, 64, "bfloat16", "xla"),
+    ("tpu", MaskSpec(True, q_positions=IDS), 256, 64, "bfloat16", "xla"),  # a cache
+    ("gpu", SEGMENTED, 256, 64, "bfloat16", "xla"),  # of which cuDNN knows nothing
+    ("gpu", PLAIN, 256, 64, "bfloat16", "cudnn"),
+    ("gpu", PLAIN, 256, 64, "float32", "xla"),
+    ("gpu", MaskSpec(), 256, 64, "bfloat16", "xla"),
+]
+
+
+@pytest.mark.parametrize(("on", "mask", "columns", "width", "dtype", "which"), CHOICES)
+def test_no_backend_is_chosen_that_ignores_a_part_of_the_mask(
+    on, mask, columns, width, dtype, which
+):
+    q = jax.ShapeDtypeStruct((2, columns, 4, width), dtype)
+    k = jax.ShapeDtypeStruct((2, columns, 2, width), dtype)
+    assert choose(q, k, mask, on) == which
+
+
+def test_splash_leaves_a_mesh_that_does_not_divide_the_heads_to_xla():
+    q, k = (jax.ShapeDtypeStruct((4, ROW, heads, 64), jnp.float32) for heads in (4, 2))
+    with jax.set_mesh(make_mesh(Parallel(fsdp=4, tensor=2))):
+        assert choose(q, k, SEGMENTED, "tpu") == "splash"
+    with jax.set_mesh(make_mesh(Parallel(fsdp=2, tensor=4))):
+        assert choose(q, k, SEGMENTED, "tpu") == "xla"
+    with jax.set_mesh(make_mesh(Parallel(fsdp=8))):
+        assert choose(q, k, SEGMENTED, "tpu") == "xla"  # nor the rows
+    with jax.set_mesh(make_mesh(Parallel(fsdp=2, context=4))):
+        assert choose(q, k, SEGMENTED, "tpu") == "xla"  # nor whole blocks of the columns
+
+
+def test_platform_is_that_of_the_mesh():
+    assert platform() == jax.default_backend()
+    chip = jax.sharding.AbstractDevice(device_kind="TPU v5", platform="tpu", num_cores=1)
+    mesh = jax.sharding.AbstractMesh((2,), ("data",), abstract_device=chip)
+    with jax.sharding.use_abstract_mesh(mesh):
+        assert platform() == "tpu"
