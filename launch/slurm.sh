@@ -10,7 +10,8 @@
 #
 # Submit it from the repository with its environment active. SLM_JAX_CACHE must be on storage that
 # all nodes see, with the datasets and models there already. Two minutes before the time limit, and
-# when it is preempted, the job saves and ends; submitted again, it goes on from there.
+# when it is preempted, the job saves and ends; submitted again, it goes on from there. Several
+# submissions with --dependency=singleton run one after the other, until the run is complete.
 set -euo pipefail
 : "${SLM_JAX_CACHE:?set it to the shared folder}"
 exec srun --kill-on-bad-exit=1 python launch/train.py "$@"

@@ -16,5 +16,5 @@ name=$1 zone=$2
 shift 2
 : "${SLM_JAX_CACHE:?set it to the shared folder}"
 command="cd ~/slm_jax && SLM_JAX_CACHE=$(printf %q "$SLM_JAX_CACHE") .venv/bin/python launch/train.py"
-exec gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=all \
+exec gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=all --batch-size=all \
   --command="$command $(printf '%q ' "$@")"

@@ -4,36 +4,78 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import threading
 from types import FrameType
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
 
+from slm_jax.errors import UserError
+
 PREEMPTED = 143  # exit status after SIGTERM, 128 + 15: schedulers start such a job again
+# host:port of process 0; how many there are; which one this is.
+VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+# After so many seconds without a sign of life of one process, or after the end of one that the
+# others do not follow, JAX ends them all and names it: they would wait in a collective for ever.
+SILENCE = {"heartbeat_timeout_seconds": 30, "shutdown_timeout_seconds": 60}
 
 
 def initialize() -> None:
     """Joins the other processes of the job; call it before anything touches a device.
 
-    JAX finds them by itself on Cloud TPU, Slurm (srun), Open MPI and Kubernetes. Anywhere else,
-    set JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
-    Without any of these this is the only process.
+    JAX finds their number and process 0 by itself on Cloud TPU, on GKE with TPUs, and where Slurm
+    (srun) or Open MPI start them. Anywhere else set all of `VARIABLES`. Without any of these this
+    is the only process.
+
+    Raises:
+      UserError: only some of `VARIABLES` are set, and no cluster says the rest.
     """
-    if "JAX_COORDINATOR_ADDRESS" in os.environ and "JAX_NUM_PROCESSES" in os.environ:
-        jax.distributed.initialize(
-            num_processes=int(os.environ["JAX_NUM_PROCESSES"]),
-            process_id=int(os.environ["JAX_PROCESS_ID"]),
-        )
-    else:
-        try:
-            jax.distributed.initialize()
-        except ValueError as error:
-            if "coordinator_address" not in str(error):  # its way to say that it found no cluster
-                raise
+    given = [name for name in VARIABLES if name in os.environ]
+    told: dict[str, Any] = {}
+    if len(given) == len(VARIABLES):
+        told = {
+            "num_processes": int(os.environ["JAX_NUM_PROCESSES"]),
+            "process_id": int(os.environ["JAX_PROCESS_ID"]),
+            "cluster_detection_method": "deactivate",
+        }
+    try:
+        jax.distributed.initialize(**told, **SILENCE)
+    except ValueError as error:
+        if told or "defined" not in str(error):  # its way to say that it found no cluster
+            raise
+        if given:
+            raise UserError(
+                f"{', '.join(given)} is set, but there is no cluster to say the rest",
+                f"set all of {', '.join(VARIABLES)}, or none to run one process.",
+            ) from None
+    if _alone_on_host():  # JAX gives each process of Slurm or Open MPI one GPU of the host
+        jax.config.update("jax_cuda_visible_devices", "all")
+        jax.config.update("jax_rocm_visible_devices", "all")
     if jax.process_count() > 1:
         # All connect now, while they are together: collectives wait 30 s for the last to connect,
         # and after compiling for minutes the slowest host may be further behind than that.
         multihost_utils.sync_global_devices("joined")
+
+
+def _alone_on_host() -> bool:
+    """Whether Slurm or Open MPI started one process on each host."""
+    tasks, nodes = os.environ.get("SLURM_NTASKS"), os.environ.get("SLURM_STEP_NUM_NODES")
+    slurm = tasks is not None and tasks == nodes
+    return slurm or os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") == "1"
+
+
+def compile_together(function: Any, *args: Any) -> None:
+    """Compiles a jitted function for these arguments, and returns when all processes have.
+
+    Otherwise the first to be ready would wait for the others in its first collective, where Gloo
+    waits 30 s for them.
+    """
+    if jax.process_count() > 1:
+        function.lower(*args).compile()  # which the call that follows finds
+        with jax.transfer_guard("allow"):
+            multihost_utils.sync_global_devices("compiled")
 
 
 def is_main() -> bool:
@@ -42,27 +84,47 @@ def is_main() -> bool:
 
 
 class Preemption:
-    """Turns SIGTERM into a question that the loop asks every step.
+    """Turns SIGTERM into a question that the loop asks between two pieces of its work.
 
-    With several processes JAX's preemption service catches the signal on whichever host gets it,
-    and agrees with all others on the step to stop at.
+    Before the first question there is nothing to lose: a lone process then ends at once with status
+    PREEMPTED, even while XLA compiles. With several processes JAX's preemption service catches the
+    signal on whichever host gets it, and agrees with all others on the question to stop at.
     """
 
     def __enter__(self) -> Preemption:
-        self._told = False
-        if jax.process_count() == 1:
-            self._previous = signal.signal(signal.SIGTERM, self._on_signal)
+        self._questions, self._told, self._heard = 0, False, False
+        self._alone = jax.process_count() == 1
+        if self._alone:
+            # Python's own handlers wait for XLA to return; a byte in this pipe does not.
+            self._bell, ringer = socket.socketpair()
+            ringer.setblocking(False)
+            threading.Thread(target=self._listen, name="preemption", daemon=True).start()
+            self._ringer, self._old_bell = ringer, signal.set_wakeup_fd(ringer.fileno())
+            self._old_handler = signal.signal(signal.SIGTERM, self._on_signal)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if jax.process_count() == 1:
-            signal.signal(signal.SIGTERM, self._previous)
+        if self._alone:
+            signal.signal(signal.SIGTERM, self._old_handler)
+            signal.set_wakeup_fd(self._old_bell)
+            self._ringer.close()  # which ends the thread
+            if self._told and not self._heard:  # it came after the last question
+                signal.raise_signal(signal.SIGTERM)
 
-    def stop_at(self, step: int) -> bool:
-        """Whether to save and stop now; every process must ask at every step, in order."""
-        if jax.process_count() == 1:
+    def stop(self) -> bool:
+        """Whether to save and stop now; every process must ask equally often."""
+        self._questions += 1
+        if self._alone:
+            self._heard = self._told
             return self._told
-        return multihost_utils.reached_preemption_sync_point(step)
+        return multihost_utils.reached_preemption_sync_point(self._questions)
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         self._told = True
+
+    def _listen(self) -> None:
+        with self._bell:
+            while number := self._bell.recv(1):
+                if number[0] == signal.SIGTERM and not self._questions:
+                    print("stopped by SIGTERM before a step was done: nothing is lost", flush=True)
+                    os._exit(PREEMPTED)

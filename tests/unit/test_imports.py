@@ -21,6 +21,7 @@ LEVELS = [
         "evaluation",
         "serving",
         "posttraining",
+        "planning",
         "config",
         "config_types",
         "config_dump",
