@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     _check(job, args)
     jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "programs"))
     audio = audio_files.load(args.prompt_audio) if args.prompt_audio is not None else None
-    trained = None if args.reconstruct else load_model(job.checkpoint)
+    trained = None if args.reconstruct else load_model(job.checkpoint, job.average)
     whisper = fetch.locate(job.asr)
     pronunciations = fetch.locate(job.pronunciations)
     taste = Taste.load(whisper, pronunciations, job.taste or (trained and trained.job.taste))

@@ -10,6 +10,7 @@ import numpy as np
 
 from slm_jax.data.schema import StreamItem
 from slm_jax.decoding.engine import Engine, Request
+from slm_jax.nn.tree import Params
 from slm_jax.tokenizers.segmenters import segmenter_for
 from slm_jax.tokenizers.taste import Taste
 from slm_jax.tokenizers.text import TextTokenizer, encode_words
@@ -65,6 +66,10 @@ class Continuer:
         self._engine = engine
         self._tokenizer = tokenizer
         self._text, self._speech = engine.layout.families
+
+    def use(self, params: Params) -> None:
+        """Goes on with other parameters of the same model."""
+        self._engine.use(params)
 
     def hear(self, audios: Sequence[np.ndarray], words: Sequence[Sequence[Any]]) -> list[Prompt]:
         """Spoken prompts: 16 kHz audio, and its words (text, start, end)."""

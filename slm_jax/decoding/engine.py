@@ -109,6 +109,10 @@ class Engine:
         self._graphdef, self._params = pure_params(model)
         self._run = jax.jit(self._decode, static_argnames="room")
 
+    def use(self, params: Params) -> None:
+        """Goes on with other parameters of the same model, without compiling again."""
+        self._params = params
+
     def generate(self, requests: Sequence[Request], seed: int = 0) -> list[Grid]:
         """Decodes a batch until every sequence has ended.
 

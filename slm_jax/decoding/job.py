@@ -14,6 +14,7 @@ class DecodeJob:
 
     Attributes:
       checkpoint: a run, its checkpoints folder, or one step; None only for --reconstruct.
+      average: takes the average of the weights where the run kept one (`Optimizer.ema`).
       text: sampler of the text row (TASTE's published setting by default).
       speech: sampler of the codebook levels.
       limits: how much is said.
@@ -25,6 +26,7 @@ class DecodeJob:
     """
 
     checkpoint: str | None = None
+    average: bool = True
     text: Sampling = Sampling(temperature=0.5, top_p=0.3, repetition_penalty=1.1)
     speech: Sampling = Sampling()
     limits: DecodeLimits = DecodeLimits()

@@ -17,6 +17,7 @@ from slm_jax.decoding.vocabulary import Vocabulary
 from slm_jax.errors import UserError
 from slm_jax.layouts import Layout
 from slm_jax.models.speech_lm import SpeechLM
+from slm_jax.nn import lora
 from slm_jax.nn.tree import merge, pure_params
 from slm_jax.tokenizers.taste import Taste
 from slm_jax.tokenizers.text import TextTokenizer
@@ -28,7 +29,8 @@ class Trained(NamedTuple):
     """What `load_model` returns.
 
     Attributes:
-      model: in f32 on CPU, where XLA would rebuild f32 weights at every step, else as trained.
+      model: LoRA merged; in f32 on CPU, where XLA would rebuild f32 weights at every step, else as
+        trained.
       job: that trained it.
       step: updates done.
       streams: family -> fingerprint of each stream that it was trained on.
@@ -40,18 +42,26 @@ class Trained(NamedTuple):
     streams: dict[str, str]
 
 
-def load_model(path: str | Path) -> Trained:
+def load_model(path: str | Path, average: bool = True) -> Trained:
     """Reads a checkpoint: a run, its checkpoints folder, or one step.
+
+    Args:
+      path: of it.
+      average: takes the average of the weights where the run kept one (`Optimizer.ema`).
 
     Raises:
       UserError: there is none, or it is damaged.
     """
-    loaded = checkpoint.load_params(path)
+    loaded = checkpoint.load_params(path, average=average)
     config, params = loaded.job.system.model, loaded.params
     if jax.default_backend() == "cpu":
         backbone = dataclasses.replace(config.backbone, dtype="float32")
         config = dataclasses.replace(config, backbone=backbone)
         params = jax.tree.map(lambda x: x.astype(jnp.float32), params)
+    if config.backbone.lora_rank:
+        params = lora.merged(params, config.backbone.lora_alpha, config.backbone.lora_rank)
+        plain = dataclasses.replace(config.backbone, lora_rank=0)
+        config = dataclasses.replace(config, backbone=plain)
     graphdef, _ = pure_params(nnx.eval_shape(lambda: SpeechLM(config, nnx.Rngs(0))))
     return Trained(merge(graphdef, params), loaded.job, loaded.step, loaded.streams)
 

@@ -18,7 +18,7 @@ from slm_jax.errors import UserError
 from slm_jax.interop import safetensors
 from slm_jax.interop.families import HF_TABLES, Place, apply, places, stored_shape
 from slm_jax.interop.hf_config import architecture_of, config_json
-from slm_jax.nn import tree
+from slm_jax.nn import lora, tree
 from slm_jax.nn.backbone_config import BackboneConfig
 
 
@@ -68,7 +68,7 @@ def export_llm(
     folder = Path(folder)
     if folder.exists():
         raise UserError(f"{folder} exists already", "give the name of a folder to make")
-    flat = _merged(config, tree.flatten(params))
+    flat = tree.flatten(lora.merged(params, config.lora_alpha, config.lora_rank))
     wanted = places(HF_TABLES[architecture_of(config)], config)
     targets = {place.target for place in wanted.values()}
     tree.check_names(
@@ -92,18 +92,6 @@ def export_llm(
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _merged(config: BackboneConfig, flat: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Without LoRA: kernel + lora_a lora_b * alpha / rank, in the dtype of the kernel."""
-    merged = {name: x for name, x in flat.items() if not name.endswith(("/lora_a", "/lora_b"))}
-    for name in flat.keys() - merged.keys():
-        stem = name.rpartition("/")[0]
-        kernel, a, b = (flat[f"{stem}/{part}"] for part in ("kernel", "lora_a", "lora_b"))
-        update = jnp.matmul(a, b, precision="highest", preferred_element_type=jnp.float32)
-        scaled = update * (config.lora_alpha / config.lora_rank)
-        merged[f"{stem}/kernel"] = (kernel + scaled).astype(kernel.dtype)
-    return merged
 
 
 def _write_weights(

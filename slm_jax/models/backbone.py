@@ -10,7 +10,19 @@ from flax import nnx
 
 from slm_jax.nn.attention import MaskSpec, attention
 from slm_jax.nn.backbone_config import BackboneConfig
-from slm_jax.nn.layers import Embedding, Linear, RMSNorm, scan_layers, stack
+from slm_jax.nn.layers import (
+    Embedding,
+    Linear,
+    RMSNorm,
+    dropout,
+    dropout_keys,
+    gated,
+    product,
+    scan_layers,
+    stack,
+)
+from slm_jax.nn.placement import constrain
+from slm_jax.nn.remat import of_attention, of_mlp
 from slm_jax.nn.rope import inverse_frequencies, rotate
 
 
@@ -60,10 +72,15 @@ class Attention(nnx.Module):
         if config.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         frequencies = inverse_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
-        return rotate(q, positions, frequencies), rotate(k, positions, frequencies), v
+        q = constrain(rotate(q, positions, frequencies), "rows", "columns", "heads", None)
+        # Queries see the keys of all columns.
+        k = constrain(rotate(k, positions, frequencies), "rows", None, "heads", None)
+        v = constrain(v, "rows", None, "heads", None)
+        return of_attention(q), of_attention(k), of_attention(v)
 
     def output(self, heads: jax.Array) -> jax.Array:
         """[B, S, H, h] -> [B, S, D]."""
+        heads = of_attention(heads)
         return self.o(heads.reshape(*heads.shape[:2], -1))
 
 
@@ -78,7 +95,8 @@ class GatedMLP(nnx.Module):
         self.down = Linear(inner, width, axes=("mlp", "embed"), **lora)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+        inner = gated(of_mlp(self.gate(x)), of_mlp(self.up(x)))
+        return self.down(constrain(inner, "rows", "columns", "mlp"))
 
 
 class Block(nnx.Module):
@@ -120,6 +138,7 @@ class Backbone(nnx.Module):
         positions: jax.Array,
         segment_ids: jax.Array | None = None,
         cache: KVCache | None = None,
+        key: jax.Array | None = None,
     ) -> tuple[jax.Array, KVCache | None]:
         """Runs the blocks over S columns.
 
@@ -129,11 +148,12 @@ class Backbone(nnx.Module):
             column; a column whose position lies outside the cache is not written.
           segment_ids: int [B, S] of packed rows, 0 for padding; not with a cache.
           cache: from `init_cache`, or what an earlier call returned; same batch.
+          key: of dropout, in a training step; without a cache.
 
         Returns:
           hidden [B, S, D] after the final norm, and the cache with these columns written.
         """
-        hidden, _, cache = self.run(x, positions, segment_ids, cache, None)
+        hidden, _, cache = self.run(x, positions, segment_ids, cache, key=key)
         return hidden, cache
 
     def run(
@@ -144,14 +164,18 @@ class Backbone(nnx.Module):
         cache: KVCache | None,
         mix: jax.Array | None = None,
         tap: int | None = None,
+        key: jax.Array | None = None,
+        sees: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array | None, KVCache | None]:
         """The same, with a mixture of all layers, or one of them, beside the last state.
 
         Args:
-          x, positions, segment_ids, cache: as above.
+          x, positions, segment_ids, cache, key: as above.
           mix: f32 [1 + layers], what the embedded columns and the output of each block count; each
             is first divided by its root mean square, because it grows from layer to layer.
           tap: in place of `mix`, the block whose output is wanted as it is; 0 is the first.
+          sees: int [B, S], the last column of the row (slot of the cache) that each column sees
+            within its segment; itself by default.
 
         Returns:
           hidden, the mixture or the tapped state [B, S, D] (None without either), and the cache.
@@ -161,9 +185,9 @@ class Backbone(nnx.Module):
         x = x.astype(self.config.dtype)
         beside = _Beside(mix, tap, self.config.layers)
         if cache is None:
-            x, kept = self._full(x, positions, segment_ids, beside)
+            x, kept = self._full(x, positions, segment_ids, beside, key, sees)
         else:
-            x, kept, cache = self._cached(x, positions, cache, beside)
+            x, kept, cache = self._cached(x, positions, cache, beside, sees)
         kept = None if kept is None else kept.astype(x.dtype)
         return self.norm(x), kept, cache
 
@@ -171,7 +195,7 @@ class Backbone(nnx.Module):
         """hidden [B, S, D] -> text logits [B, S, V], or those of some `ids`."""
         if self.config.tie_embeddings:
             return self.embedding.attend(hidden, ids)
-        return hidden @ self.head.kernel[:, ids].astype(hidden.dtype)
+        return product(hidden, self.head.kernel[:, ids])
 
     def _full(
         self,
@@ -179,25 +203,40 @@ class Backbone(nnx.Module):
         positions: jax.Array,
         segment_ids: jax.Array | None,
         beside: _Beside,
+        key: jax.Array | None,
+        sees: jax.Array | None,
     ) -> tuple[jax.Array, jax.Array | None]:
-        mask = MaskSpec(True, self.config.window, segment_ids, segment_ids, positions, positions)
+        mask = MaskSpec(True, self.config.window, segment_ids, segment_ids, sees)
 
-        def body(block: Block, carry: tuple, share: jax.Array | None) -> tuple[tuple, None]:
-            x, kept = carry
+        rate = self.config.dropout
+
+        def body(block: Block, carry: tuple, inputs: tuple) -> tuple[tuple, None]:
+            (x, kept), (share, key) = carry, inputs
+            x = constrain(x, "rows", "columns", None)
             q, k, v = block.attention.project(block.attention_norm(x), positions)
-            x += block.attention.output(attention(q, k, v, mask))
-            x += block.mlp(block.mlp_norm(x))
+            x += dropout(block.attention.output(attention(q, k, v, mask)), rate, key, 0)
+            x += dropout(block.mlp(block.mlp_norm(x)), rate, key, 1)
             return (x, beside.keep(kept, share, x)), None
 
-        first, shares = beside.first(x), beside.shares
-        return scan_layers(self.layers, body, (x, first), shares, remat=self.config.remat)[0]
+        x = dropout(x, rate, key, 0)
+        inputs = beside.shares, dropout_keys(rate, key, self.config.layers)
+        carry = x, beside.first(x)
+        return scan_layers(self.layers, body, carry, inputs, remat=self.config.remat)[0]
 
     def _cached(
-        self, x: jax.Array, positions: jax.Array, cache: KVCache, beside: _Beside
+        self,
+        x: jax.Array,
+        positions: jax.Array,
+        cache: KVCache,
+        beside: _Beside,
+        sees: jax.Array | None,
     ) -> tuple[jax.Array, jax.Array | None, KVCache]:
         rows, slots = jnp.arange(x.shape[0])[:, None], jnp.arange(cache.k.shape[2])[None]
         mask = MaskSpec(
-            causal=True, window=self.config.window, q_positions=positions, kv_positions=slots
+            causal=True,
+            window=self.config.window,
+            q_positions=positions if sees is None else sees,
+            kv_positions=slots,
         )
 
         # The whole cache is carried and one layer's columns are written in place: as a scanned

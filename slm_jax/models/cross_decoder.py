@@ -15,7 +15,9 @@ from flax import nnx
 from slm_jax.models.backbone import KVCache
 from slm_jax.nn.attention import MaskSpec, attention
 from slm_jax.nn.cross_decoder_config import CrossDecoderConfig
-from slm_jax.nn.layers import LayerNorm, Linear, scan_layers, stack
+from slm_jax.nn.layers import LayerNorm, Linear, dropout, dropout_keys, scan_layers, stack
+from slm_jax.nn.placement import constrain
+from slm_jax.nn.remat import of_attention, of_mlp
 
 
 @jax.tree_util.register_dataclass
@@ -47,14 +49,17 @@ class Attention(nnx.Module):
 
     def query(self, x: jax.Array) -> jax.Array:
         """[B, S, D] -> [B, S, H, h]."""
-        return self._split(self.q(x))
+        return of_attention(constrain(self._split(self.q(x)), "rows", "columns", "heads", None))
 
     def keys(self, source: jax.Array) -> tuple[jax.Array, jax.Array]:
         """[B, T, source] -> keys and values, each [B, T, H, h]."""
-        return self._split(self.k(source)), self._split(self.v(source))
+        k, v = self._split(self.k(source)), self._split(self.v(source))
+        whole = ("rows", None, "heads", None)  # queries see the keys of all columns
+        return of_attention(constrain(k, *whole)), of_attention(constrain(v, *whole))
 
     def output(self, heads: jax.Array) -> jax.Array:
         """[B, S, H, h] -> [B, S, D]."""
+        heads = of_attention(heads)
         return self.o(heads.reshape(*heads.shape[:2], -1))
 
     def _split(self, x: jax.Array) -> jax.Array:
@@ -69,13 +74,14 @@ class MLP(nnx.Module):
         self.down = Linear(config.mlp_width, config.width, axes=("mlp", "embed"), rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.down(jax.nn.gelu(self.up(x), approximate=False))
+        return self.down(jax.nn.gelu(of_mlp(self.up(x)), approximate=False))
 
 
 class Block(nnx.Module):
     """Self-attention, cross-attention and MLP, each with LayerNorm before it."""
 
     def __init__(self, config: CrossDecoderConfig, rngs: nnx.Rngs):
+        self.dropout = config.dropout
         self.attention_norm = LayerNorm(config.width)
         self.attention = Attention(config, config.width, rngs)
         self.memory_norm = LayerNorm(config.width)
@@ -91,15 +97,20 @@ class Block(nnx.Module):
         mask: MaskSpec,
         memory: KVCache,
         memory_mask: MaskSpec,
+        key: jax.Array | None = None,
     ) -> jax.Array:
-        """x and `attention_norm(x)`, [B, S, D], and one layer's keys and values -> [B, S, D]."""
-        q = self.attention.query(normed)
-        x += self.attention.output(attention(q, own.k, own.v, mask))
+        """x and `attention_norm(x)`, [B, S, D], and one layer's keys and values -> [B, S, D].
+
+        `key` is of dropout, in a training step.
+        """
+        q, rate = self.attention.query(normed), self.dropout
+        x += dropout(self.attention.output(attention(q, own.k, own.v, mask)), rate, key, 0)
         q = self.memory_attention.query(self.memory_norm(x))
         found = attention(q, memory.k, memory.v, memory_mask)
         sees_any = memory_mask.dense(q.shape[1], memory.k.shape[1]).any(-1)[..., None, None]
-        x += self.memory_attention.output(jnp.where(sees_any, found, 0))
-        return x + self.mlp(self.mlp_norm(x))
+        read = self.memory_attention.output(jnp.where(sees_any, found, 0))
+        x += dropout(read, rate, key, 1)
+        return x + dropout(self.mlp(self.mlp_norm(x)), rate, key, 2)
 
 
 class CrossDecoder(nnx.Module):
@@ -148,6 +159,7 @@ class CrossDecoder(nnx.Module):
         cache: CrossCache | None,
         memory: jax.Array | None = None,
         memory_segment_ids: jax.Array | None = None,
+        key: jax.Array | None = None,
     ) -> tuple[jax.Array, CrossCache | None]:
         """Runs the blocks over S columns.
 
@@ -161,6 +173,7 @@ class CrossDecoder(nnx.Module):
           memory_segment_ids: int [B, M], 0 for padding. With `segment_ids`, which need it, a column
             sees the memory of its own segment, else all that is not padding. A column that sees
             none gets zeros from cross-attention.
+          key: of dropout, in a training step; without a cache.
 
         Returns:
           hidden [B, S, D] after the final norm, and the cache with these columns written.
@@ -173,7 +186,7 @@ class CrossDecoder(nnx.Module):
             raise ValueError("packed rows need memory_segment_ids, to tell whose memory is whose")
         x = (x + sinusoids(positions, self.config.width)).astype(self.config.dtype)
         if cache is None:
-            x = self._full(x, positions, segment_ids, memory, memory_segment_ids)
+            x = self._full(x, positions, segment_ids, memory, memory_segment_ids, key)
         else:
             x, cache = self._cached(x, positions, cache)
         return self.norm(x), cache
@@ -185,19 +198,24 @@ class CrossDecoder(nnx.Module):
         segment_ids: jax.Array | None,
         memory: jax.Array,
         memory_segment_ids: jax.Array | None,
+        key: jax.Array | None,
     ) -> jax.Array:
         memory = memory.astype(x.dtype)
-        mask = MaskSpec(True, None, segment_ids, segment_ids, positions, positions)
+        mask = MaskSpec(True, None, segment_ids, segment_ids)
         ids = jnp.ones(memory.shape[:2], int) if memory_segment_ids is None else memory_segment_ids
         memory_mask = _memory_mask(positions, segment_ids, ids)
 
-        def body(block: Block, x: jax.Array, _: None) -> tuple[jax.Array, None]:
+        def body(block: Block, x: jax.Array, key: jax.Array | None) -> tuple[jax.Array, None]:
+            x = constrain(x, "rows", "columns", None)
             normed = block.attention_norm(x)
             own = KVCache(*block.attention.keys(normed))
             read = KVCache(*block.memory_attention.keys(memory))
-            return block(x, normed, own, mask, read, memory_mask), None
+            return block(x, normed, own, mask, read, memory_mask, key), None
 
-        return scan_layers(self.layers, body, x, remat=self.config.remat)[0]
+        rate = self.config.dropout
+        keys = dropout_keys(rate, key, self.config.layers)
+        x = dropout(x, rate, key, 0)
+        return scan_layers(self.layers, body, x, keys, remat=self.config.remat)[0]
 
     def _cached(
         self, x: jax.Array, positions: jax.Array, cache: CrossCache

@@ -16,7 +16,19 @@ from slm_jax.errors import UserError
 from slm_jax.models.heads import NEAR_ZERO
 from slm_jax.nn.attention import MaskSpec, attention
 from slm_jax.nn.depth_config import DepthConfig
-from slm_jax.nn.layers import Axes, Embedding, Linear, RMSNorm, scan_layers, stack
+from slm_jax.nn.layers import (
+    Axes,
+    Embedding,
+    Linear,
+    RMSNorm,
+    dropout,
+    dropout_keys,
+    gated,
+    scan_layers,
+    stack,
+)
+from slm_jax.nn.placement import constrain
+from slm_jax.nn.remat import of_attention, of_mlp
 from slm_jax.nn.rope import inverse_frequencies, rotate
 
 
@@ -77,21 +89,31 @@ class Block(nnx.Module):
     def project(self, x: jax.Array, at: slice) -> tuple[jax.Array, jax.Array, jax.Array]:
         """[N, T, W] at the steps `at` -> q [N, T, H, h], and k, v [N, T, Hkv, h]."""
         config, x = self.config, self.attention_norm(x)
-        q, k, v = (
-            layer(x, at).reshape(*x.shape[:2], -1, config.head_dim)
-            for layer in (self.q, self.k, self.v)
-        )
-        if not config.rope_theta:
-            return q, k, v
-        frequencies = inverse_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
-        positions = jnp.arange(at.start, at.stop)[None]
-        return rotate(q, positions, frequencies), rotate(k, positions, frequencies), v
 
-    def mix(self, x: jax.Array, heads: jax.Array, at: slice) -> jax.Array:
-        """The block's output [N, T, W] from its input and what attention read [N, T, H, h]."""
-        x += self.o(heads.reshape(*x.shape[:2], -1), at)
+        def heads(layer: StepLinear) -> jax.Array:
+            y = layer(x, at).reshape(*x.shape[:2], -1, config.head_dim)
+            return constrain(y, "cells", None, "heads", None)
+
+        q, k, v = heads(self.q), heads(self.k), heads(self.v)
+        if config.rope_theta:
+            theta, scaling = config.rope_theta, config.rope_scaling
+            frequencies = inverse_frequencies(config.head_dim, theta, scaling)
+            positions = jnp.arange(at.start, at.stop)[None]
+            q, k = rotate(q, positions, frequencies), rotate(k, positions, frequencies)
+        return of_attention(q), of_attention(k), of_attention(v)
+
+    def mix(
+        self, x: jax.Array, heads: jax.Array, at: slice, key: jax.Array | None = None
+    ) -> jax.Array:
+        """The block's output [N, T, W] from its input and what attention read [N, T, H, h].
+
+        `key` is of dropout, in a training step.
+        """
+        rate, heads = self.config.dropout, of_attention(heads)
+        x += dropout(self.o(heads.reshape(*x.shape[:2], -1), at), rate, key, 0)
         y = self.mlp_norm(x)
-        return x + self.down(jax.nn.silu(self.gate(y, at)) * self.up(y, at), at)
+        inner = gated(of_mlp(self.gate(y, at)), of_mlp(self.up(y, at)))
+        return x + dropout(self.down(inner, at), rate, key, 1)
 
 
 class DepthTransformer(nnx.Module):
@@ -150,7 +172,9 @@ class DepthTransformer(nnx.Module):
             for size in classes
         )
 
-    def __call__(self, hidden: jax.Array, previous: jax.Array) -> tuple[jax.Array, ...]:
+    def __call__(
+        self, hidden: jax.Array, previous: jax.Array, key: jax.Array | None = None
+    ) -> tuple[jax.Array, ...]:
         """All rows at once, teacher-forced.
 
         Args:
@@ -158,6 +182,7 @@ class DepthTransformer(nnx.Module):
           previous: int [N, K], ids of the row before each row, -1 for an empty cell (a zero
             vector); with shared tables float [N, K, D], their vectors. What stands before the
             first row is not read if `previous[0]` of the constructor is 0.
+          key: of dropout, in a training step.
 
         Returns:
           Logits [N, V_k] of each row.
@@ -166,7 +191,7 @@ class DepthTransformer(nnx.Module):
         vectors = jnp.stack(vectors, axis=1).astype(hidden.dtype)
         if self.config.condition == "cumsum":
             vectors = jnp.cumsum(vectors, axis=1)
-        x, _ = self._run(*self._sequence(hidden, vectors, 0), None)
+        x, _ = self._run(*self._sequence(hidden, vectors, 0), None, key)
         x = x[:, -self.rows :]
         return tuple(head(x[:, k]) for k, head in enumerate(self.heads))
 
@@ -222,23 +247,26 @@ class DepthTransformer(nnx.Module):
         return x, slice(0, x.shape[1])
 
     def _run(
-        self, x: jax.Array, at: slice, cache: DepthCache | None
+        self, x: jax.Array, at: slice, cache: DepthCache | None, key: jax.Array | None = None
     ) -> tuple[jax.Array, DepthCache | None]:
         """The blocks over the steps `at`, which see those before them in the cache."""
         mask = MaskSpec(causal=True, q_positions=jnp.arange(at.start, at.stop)[None])
 
-        def body(block: Block, carry: tuple, layer: jax.Array) -> tuple[tuple, None]:
-            x, cache = carry
+        def body(block: Block, carry: tuple, inputs: tuple) -> tuple[tuple, None]:
+            (x, cache), (layer, key) = carry, inputs
+            x = constrain(x, "cells", None, None)
             q, k, v = block.project(x, at)
             if cache is not None:
                 keys = cache.k.at[layer, :, at].set(k)
                 values = cache.v.at[layer, :, at].set(v)
                 cache = dataclasses.replace(cache, k=keys, v=values)
                 k, v = keys[layer, :, : at.stop], values[layer, :, : at.stop]
-            return (block.mix(x, attention(q, k, v, mask), at), cache), None
+            return (block.mix(x, attention(q, k, v, mask), at, key), cache), None
 
-        layers = jnp.arange(self.config.layers)
-        (x, cache), _ = scan_layers(self.layers, body, (x, cache), layers, self.config.remat)
+        rate = self.config.dropout
+        x = dropout(x, rate, key, 0)
+        inputs = jnp.arange(self.config.layers), dropout_keys(rate, key, self.config.layers)
+        (x, cache), _ = scan_layers(self.layers, body, (x, cache), inputs, self.config.remat)
         return self.norm(x) if self.config.final_norm else x, cache
 
 

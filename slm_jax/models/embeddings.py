@@ -46,5 +46,5 @@ class Fusion(nnx.Module):
 
     def __call__(self, text: jax.Array, speech: jax.Array) -> jax.Array:
         """Two [B, S, D] -> [B, S, D] in the dtype of `text`."""
-        weights = self.weights().astype(text.dtype)
-        return weights[0] * text + weights[1] * speech.astype(text.dtype)
+        weights = self.weights()
+        return (weights[0] * text + weights[1] * speech).astype(text.dtype)

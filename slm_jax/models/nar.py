@@ -8,7 +8,8 @@ from flax import nnx
 
 from slm_jax.models.backbone import Attention, BackboneConfig, GatedMLP
 from slm_jax.nn.attention import MaskSpec, attention
-from slm_jax.nn.layers import RMSNorm, scan_layers, stack
+from slm_jax.nn.layers import RMSNorm, dropout, dropout_keys, scan_layers, stack
+from slm_jax.nn.placement import constrain
 
 
 class StageNorm(nnx.Module):
@@ -42,17 +43,30 @@ class NarTrunk(nnx.Module):
         self.norm = StageNorm(config.width, stages, config.norm_eps)
 
     def __call__(
-        self, x: jax.Array, positions: jax.Array, segment_ids: jax.Array, stage: jax.Array
+        self,
+        x: jax.Array,
+        positions: jax.Array,
+        segment_ids: jax.Array,
+        stage: jax.Array,
+        key: jax.Array | None = None,
     ) -> jax.Array:
-        """Embedded columns [B, S, D] and the stage of each, int [B, S] -> hidden [B, S, D]."""
+        """Embedded columns [B, S, D] and the stage of each, int [B, S] -> hidden [B, S, D].
+
+        `key` is of dropout, in a training step.
+        """
         mask = MaskSpec(q_segment_ids=segment_ids, kv_segment_ids=segment_ids)
 
-        def body(block: _Block, x: jax.Array, _: None) -> tuple[jax.Array, None]:
-            q, k, v = block.attention.project(block.attention_norm(x, stage), positions)
-            x += block.attention.output(attention(q, k, v, mask))
-            return x + block.mlp(block.mlp_norm(x, stage)), None
+        rate = self.config.dropout
 
-        x, _ = scan_layers(self.layers, body, x.astype(self.config.dtype), remat=self.config.remat)
+        def body(block: _Block, x: jax.Array, key: jax.Array | None) -> tuple[jax.Array, None]:
+            x = constrain(x, "rows", "columns", None)
+            q, k, v = block.attention.project(block.attention_norm(x, stage), positions)
+            x += dropout(block.attention.output(attention(q, k, v, mask)), rate, key, 0)
+            return x + dropout(block.mlp(block.mlp_norm(x, stage)), rate, key, 1), None
+
+        x = dropout(x.astype(self.config.dtype), rate, key, 0)
+        keys = dropout_keys(rate, key, self.config.layers)
+        x, _ = scan_layers(self.layers, body, x, keys, remat=self.config.remat)
         return self.norm(x, stage)
 
 

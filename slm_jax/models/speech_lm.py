@@ -132,17 +132,18 @@ class SpeechLM(nnx.Module):
         else:
             self.heads = LatentHead(books, width, config.latent_width, config.logvar, rngs)
 
-    def __call__(self, batch: Mapping[str, jax.Array]) -> Outputs:
+    def __call__(self, batch: Mapping[str, jax.Array], key: jax.Array | None = None) -> Outputs:
         """Predicts every next column of packed rows.
 
         Args:
           batch: "tokens" int [B, R, S] with text in row 0, "positions" int [B, S] from 0 in each
             segment, "segment_ids" int [B, S] with 0 for padding, "origins" int [B, R, S], the
             column of the word whose item each row may begin next (`Layout.origins`).
+          key: of dropout, in a training step.
         """
         x = self._embed(batch["tokens"])
         positions, segments = batch["positions"], batch["segment_ids"]
-        hidden, mixed, _ = self.backbone.run(x, positions, segments, None, self._mix())
+        hidden, mixed, _ = self.backbone.run(x, positions, segments, None, self._mix(), key=key)
         return self._predict(hidden, mixed, batch["origins"])
 
     def step(

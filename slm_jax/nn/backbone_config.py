@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from slm_jax.nn.remat import Remat
 from slm_jax.nn.rope import RopeScaling
 
 
@@ -29,8 +30,9 @@ class BackboneConfig:
       dtype: what activations are computed in; weights keep their own dtype.
       lora_rank: rank of a low-rank update on every projection of the blocks; 0 for none.
       lora_alpha: the update is scaled by lora_alpha / lora_rank.
-      remat: what the backward pass recomputes: "none", "dots" (all but products with weights),
-        "full" (all but the layers' inputs).
+      dropout: share of the embedded columns, and of what each block's attention and MLP add to
+        them, that is zero in a training step.
+      remat: what the backward pass computes again (`slm_jax.nn.remat`).
     """
 
     vocab_size: int
@@ -51,10 +53,13 @@ class BackboneConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     lora_rank: int = 0
     lora_alpha: float = 16.0
-    remat: Literal["none", "dots", "full"] = "none"
+    dropout: float = 0.0
+    remat: Remat = "none"
 
     def __post_init__(self) -> None:
         if self.heads % self.kv_heads:
             raise ValueError(f"heads={self.heads} is not a multiple of kv_heads={self.kv_heads}")
         if self.head_dim % 2:
             raise ValueError(f"head_dim={self.head_dim} must be even for rotary embedding")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from slm_jax.nn.remat import Remat
+
 
 @dataclasses.dataclass(frozen=True)
 class CrossDecoderConfig:
@@ -17,8 +19,7 @@ class CrossDecoderConfig:
       mlp_width: inner width of the MLP.
       memory_width: width D' of the memory that cross-attention reads.
       dtype: what activations are computed in; weights keep their own dtype.
-      remat: what the backward pass recomputes: "none", "dots" (all but products with weights),
-        "full" (all but the layers' inputs).
+      dropout, remat: as in `BackboneConfig`.
     """
 
     width: int
@@ -27,12 +28,15 @@ class CrossDecoderConfig:
     mlp_width: int
     memory_width: int
     dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: Literal["none", "dots", "full"] = "none"
+    dropout: float = 0.0
+    remat: Remat = "none"
 
     def __post_init__(self) -> None:
         for name in ("width", "layers", "heads", "mlp_width", "memory_width"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be positive")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1")
         if self.width % self.heads:
             raise ValueError(f"width={self.width} is not a multiple of heads={self.heads}")
         if self.width % 2 or self.width < 4:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from slm_jax.nn.remat import Remat
 from slm_jax.nn.rope import RopeScaling
 
 
@@ -35,7 +36,7 @@ class DepthConfig:
         (Moshi), where causality and the rows' own tables and heads tell the steps apart.
       final_norm: an RMSNorm before the heads (all but Moshi).
       shared_tables: vectors of ids come from the backbone's tables and go through `in` too (CSM).
-      remat: what the backward pass recomputes, as `BackboneConfig.remat`.
+      dropout, remat: as in `BackboneConfig`.
     """
 
     width: int
@@ -51,7 +52,8 @@ class DepthConfig:
     rope_scaling: RopeScaling | None = None
     final_norm: bool = True
     shared_tables: bool = False
-    remat: Literal["none", "dots", "full"] = "none"
+    dropout: float = 0.0
+    remat: Remat = "none"
 
     def __post_init__(self) -> None:
         for name in ("width", "layers", "heads", "kv_heads", "head_dim", "mlp_width"):
@@ -63,6 +65,8 @@ class DepthConfig:
             raise ValueError(f"rope_theta must be positive, or 0 for none, got {self.rope_theta}")
         if self.rope_theta and self.head_dim % 2:
             raise ValueError(f"head_dim={self.head_dim} must be even for rotary embedding")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}")
         if self.rope_scaling is not None and not self.rope_theta:
             raise ValueError("rope_scaling needs rope_theta")
         if self.condition == "slice" and self.shared_tables:

@@ -1,11 +1,13 @@
 """Building blocks that every network here is made of.
 
-Conventions: kernels are [in, out]; weights are cast to the dtype of the input, norms compute in
-f32; each parameter carries the names of its logical axes for `slm_jax.nn.tree.logical_axes`.
+Conventions: kernels are [in, out]; products are in the dtype of the input, norms and the gradients
+of weights in f32; each parameter carries the names of its logical axes for
+`slm_jax.nn.tree.logical_axes`.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -13,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from slm_jax.nn.remat import POLICIES, Remat, of_product, recomputed
 from slm_jax.nn.tree import merge, pure_params
 
 Axes = tuple[str | None, ...]
@@ -21,13 +24,33 @@ M = TypeVar("M", bound=nnx.Module)
 LECUN_NORMAL = jax.nn.initializers.lecun_normal()
 NORMAL_002 = jax.nn.initializers.normal(0.02)
 
-# What a scanned layer keeps for the backward pass: everything, the products with weights, or only
-# its input.
-REMAT = {
-    "none": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
+
+@jax.custom_vjp
+def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """x [..., in] times kernel [in, out], in the dtype of x.
+
+    The kernel's gradient has the kernel's dtype before it is summed over devices, where XLA would
+    sum rounded parts. And it is made as [in, out] at once: by JAX's own rule it would be [out, in]
+    and then transposed, for which XLA:CPU copies what comes from behind, transposed.
+    """
+    return x @ kernel.astype(x.dtype)
+
+
+def _product(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return product(x, kernel), (x, kernel)
+
+
+def _product_gradients(
+    held: tuple[jax.Array, jax.Array], g: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, kernel = held
+    rows = tuple(range(x.ndim - 1))
+    wide = jnp.promote_types(x.dtype, kernel.dtype)
+    of_kernel = jax.lax.dot_general(x, g, ((rows, rows), ((), ())), preferred_element_type=wide)
+    return g @ kernel.astype(x.dtype).T, of_kernel.astype(kernel.dtype)
+
+
+product.defvjp(_product, _product_gradients)
 
 
 class Linear(nnx.Module):
@@ -59,12 +82,12 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., in] -> [..., out]."""
-        y = x @ self.kernel.astype(x.dtype)
+        y = of_product(product(x, self.kernel[...]))
         if self.bias is not None:
-            y += self.bias.astype(x.dtype)
+            y = (y + self.bias[...]).astype(x.dtype)
         if self.lora_scale:
-            low_rank = x @ self.lora_a.astype(x.dtype)
-            y += (low_rank @ self.lora_b.astype(x.dtype)) * self.lora_scale
+            low_rank = of_product(product(x, self.lora_a[...]))
+            y += of_product(product(low_rank, self.lora_b[...])) * self.lora_scale
         return y
 
 
@@ -76,9 +99,14 @@ class RMSNorm(nnx.Module):
         self.epsilon = epsilon
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        wide = x.astype(jnp.float32)
-        wide *= jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.epsilon)
-        return (wide * self.scale.astype(jnp.float32)).astype(x.dtype)
+        return _rms_norm(x, self.scale[...], self.epsilon)
+
+
+@functools.partial(recomputed, static_argnums=2)
+def _rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
+    wide = x.astype(jnp.float32)
+    wide *= jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + epsilon)
+    return (wide * scale.astype(jnp.float32)).astype(x.dtype)
 
 
 class LayerNorm(nnx.Module):
@@ -117,7 +145,13 @@ class Embedding(nnx.Module):
 
     def attend(self, x: jax.Array, ids: slice = slice(None)) -> jax.Array:
         """[..., D] -> logits [..., V], or those of some `ids`."""
-        return x @ self.embedding[ids].astype(x.dtype).T
+        return product(x, self.embedding[ids].T)
+
+
+@recomputed
+def gated(gate: jax.Array, up: jax.Array) -> jax.Array:
+    """silu(gate) * up (Shazeer 2020, arXiv:2002.05202)."""
+    return jax.nn.silu(gate) * up
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -130,6 +164,26 @@ def gelu(x: jax.Array) -> jax.Array:
     return (0.5 * wide * (1 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
 
 
+def dropout(x: jax.Array, rate: float, key: jax.Array | None, place: int) -> jax.Array:
+    """Zeros a share `rate` of x and scales the others to the same mean (Srivastava et al. 2014).
+
+    Args:
+      x: anything.
+      rate: below 1.
+      key: of chance; None leaves x as it is.
+      place: of x among those that have the key.
+    """
+    if key is None or not rate:
+        return x
+    kept = jax.random.bernoulli(jax.random.fold_in(key, place), 1 - rate, x.shape)
+    return jnp.where(kept, x / (1 - rate), 0)
+
+
+def dropout_keys(rate: float, key: jax.Array | None, count: int) -> jax.Array | None:
+    """A key for each of `count` layers, or None where they drop nothing."""
+    return None if key is None or not rate else jax.random.split(key, count)
+
+
 def stack(make: Callable[[nnx.Rngs], M], count: int, rngs: nnx.Rngs) -> M:
     """`count` modules with weights of their own as one; each array has a leading layer axis."""
     return nnx.split_rngs(splits=count)(nnx.vmap(make))(rngs)
@@ -140,7 +194,7 @@ def scan_layers(
     body: Callable[[Any, Any, Any], tuple[Any, Any]],
     carry: Any,
     xs: Any = None,
-    remat: str = "none",
+    remat: Remat = "none",
 ) -> tuple[Any, Any]:
     """Runs `carry, y = body(layer, carry, x)` over the layers of a `stack`.
 
@@ -149,7 +203,7 @@ def scan_layers(
       body: sees one layer, the carry, and that layer's slice of `xs`.
       carry: any pytree whose shapes and dtypes `body` keeps.
       xs: pytree of arrays with a leading layer axis, or None.
-      remat: a key of `REMAT`.
+      remat: what is kept for the backward pass.
 
     Returns:
       The last carry, and the stacked ys.
@@ -160,6 +214,6 @@ def scan_layers(
         layer_params, x = inputs
         return body(merge(graphdef, layer_params), carry, x)
 
-    if REMAT[remat] is not None:
-        step = jax.checkpoint(step, policy=REMAT[remat], prevent_cse=False)
+    if remat != "none":
+        step = jax.checkpoint(step, policy=POLICIES[remat], prevent_cse=False)
     return jax.lax.scan(step, carry, (params, xs))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 
 import jax
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 
 from slm_jax.models.heads import Latent
 from slm_jax.models.speech_lm import Outputs
-from slm_jax.nn.losses import cross_entropy
+from slm_jax.nn.losses import TokenLoss, cross_entropy
 
 Losses = dict[str, tuple[jax.Array, jax.Array]]
 
@@ -19,24 +20,40 @@ Losses = dict[str, tuple[jax.Array, jax.Array]]
 class LossWeights:
     """What each loss counts in the objective. The defaults are those of TASTE-SpokenLM (HF port).
 
+    `text`, `speech`, `kl` and `levels` are of a `SpeechLMConfig`; a `GridLMConfig` says its own.
+    The others are of both, of every softmax over ids, and of training alone: what is measured on
+    held-out data stays the plain cross-entropy.
+
     Attributes:
       text: of the text cross-entropy.
       speech: of the speech losses together: their weighted mean over levels, or the latent loss.
       kl: of the KL divergence from the frozen text LLM; 0 makes the reference unnecessary.
       levels: relative weights of the levels, coarse first; empty for equal ones.
+      label_smoothing, z_loss: as in `slm_jax.nn.losses.cross_entropy`; 0.1 and 1e-4 are usual.
     """
 
     text: float = 0.05
     speech: float = 0.5
     kl: float = 0.45
     levels: tuple[float, ...] = ()
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("text", "speech", "kl"):
+        for name in ("text", "speech", "kl", "z_loss"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError("label_smoothing must be at least 0 and below 1")
         if self.levels and (min(self.levels) < 0 or not sum(self.levels)):
             raise ValueError("levels must not be negative, nor all zero")
+
+    @property
+    def token_loss(self) -> TokenLoss:
+        """What a prediction of an id costs in training."""
+        return functools.partial(
+            cross_entropy, label_smoothing=self.label_smoothing, z_loss=self.z_loss
+        )
 
     def coefficients(self, levels: int, continuous: bool) -> dict[str, float]:
         """What the mean of each loss counts in the objective of a model with so many levels.
@@ -58,6 +75,7 @@ def losses(
     outputs: Outputs,
     batch: Mapping[str, jax.Array],
     reference_text_logits: jax.Array | None = None,
+    token_loss: TokenLoss = cross_entropy,
 ) -> Losses:
     """All losses of a batch; every sum and weight is an f32 scalar.
 
@@ -69,18 +87,17 @@ def losses(
       outputs: of the model on `batch`.
       batch: "targets" int [B, R, S] and "weights" f32 [B, R, S], text in row 0.
       reference_text_logits: [B, S, V] of the frozen LLM, or None for no "kl".
+      token_loss: of text and levels.
     """
     targets, counts = batch["targets"], batch["weights"].astype(jnp.float32)
     weights = loss_weights(batch, outputs.latent is not None, reference_text_logits is not None)
     sums = {
-        "text": _sum(cross_entropy(outputs.text_logits, targets[:, 0], counts[:, 0]), counts[:, 0])
+        "text": _sum(token_loss(outputs.text_logits, targets[:, 0], counts[:, 0]), counts[:, 0])
     }
     if outputs.latent is None:
         for level, logits in enumerate(outputs.speech_logits):
             count = counts[:, level + 1]
-            sums[f"speech/{level}"] = _sum(
-                cross_entropy(logits, targets[:, level + 1], count), count
-            )
+            sums[f"speech/{level}"] = _sum(token_loss(logits, targets[:, level + 1], count), count)
     else:
         count = counts[:, 1:].min(1)
         sums["latent"] = _sum(latent_loss(outputs.latent, targets[:, 1:], count), count)

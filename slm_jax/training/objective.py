@@ -12,6 +12,7 @@ from flax import nnx
 from slm_jax.models.grid_config import GridLMConfig
 from slm_jax.models.speech_lm import without_lora
 from slm_jax.nn import tree
+from slm_jax.nn.losses import cross_entropy
 from slm_jax.training import flops, step
 from slm_jax.training.job import TrainJob
 from slm_jax.training.losses import loss_weights, losses
@@ -52,11 +53,14 @@ def _of_grid(
     module = tree.merge(graphdef, abstract)
     coefficients = job.system.model.coefficients(job.system.layout)
 
-    def sums(params: tree.Params, reference: tree.Params, batch: step.Batch) -> dict[str, Any]:
-        return tree.merge(graphdef, params).losses(batch)
+    def sums(
+        params: tree.Params, reference: tree.Params, batch: step.Batch, key: jax.Array | None
+    ) -> dict[str, Any]:
+        token_loss = cross_entropy if key is None else job.losses.token_loss
+        return tree.merge(graphdef, params).losses(batch, key, token_loss)
 
     def total(params: tree.Params, batch: step.Batch) -> jax.Array:
-        found = sums(params, {}, batch)
+        found = sums(params, {}, batch, None)
         return sum(found[name] for name in coefficients)
 
     a_row = flops.counted(jax.grad(total), abstract, example)
@@ -69,14 +73,18 @@ def _of_words(job: TrainJob, graphdef: nnx.GraphDef) -> Objective:
     model = job.system.model
     continuous = model.head == "continuous"
 
-    def sums(params: tree.Params, reference: tree.Params, batch: step.Batch) -> dict[str, Any]:
-        outputs = tree.merge(graphdef, params)(batch)
+    def sums(
+        params: tree.Params, reference: tree.Params, batch: step.Batch, key: jax.Array | None
+    ) -> dict[str, Any]:
+        outputs = tree.merge(graphdef, params)(batch, key)
+        token_loss = cross_entropy if key is None else job.losses.token_loss
         logits = None
         if compares:
             frozen = params | reference if reference else without_lora(params)
             frozen = jax.lax.stop_gradient(frozen)
             logits = tree.merge(graphdef, frozen).text_logits(batch)
-        return {name: total for name, (total, _) in losses(outputs, batch, logits).items()}
+        found = losses(outputs, batch, logits, token_loss)
+        return {name: total for name, (total, _) in found.items()}
 
     def weights(batch: step.Batch) -> dict[str, Any]:
         return loss_weights(batch, continuous, compares)

@@ -15,11 +15,14 @@ import jax.numpy as jnp
 import optax
 
 from slm_jax.nn import tree
+from slm_jax.training import skipstep
+from slm_jax.training.digest import digest
 
 Batch = Mapping[str, jax.Array]
 State = dict[str, Any]
-# (params, reference params, batch) -> {name: sum over the batch's targets}
-LossSums = Callable[[tree.Params, tree.Params, Batch], Mapping[str, jax.Array]]
+# (params, reference params, batch, key) -> {name: sum over the batch's targets}; what is done in
+# training alone (dropout, label smoothing, z-loss) is done with a key and left out without one
+LossSums = Callable[[tree.Params, tree.Params, Batch, jax.Array | None], Mapping[str, jax.Array]]
 # batch -> {name: weight of those targets}
 LossWeights = Callable[[Batch], Mapping[str, jax.Array]]
 
@@ -56,6 +59,8 @@ def make_step(
     optimizer: optax.GradientTransformation,
     trainable: frozenset[str],
     accumulate: int = 1,
+    seed: int = 0,
+    ema: float = 0.0,
 ) -> Callable[[State, Batch, tree.Params], tuple[State, dict[str, Any]]]:
     """Builds (state, batch, reference) -> (state, metrics), to be jitted with the state donated.
 
@@ -66,12 +71,18 @@ def make_step(
       optimizer: over the trainable part of the parameters.
       trainable: paths of the parameters that move; gradients exist for no others.
       accumulate: microbatches; divides the rows of each device.
+      seed: of chance in the model, whose key is folded from it, the step and the microbatch: the
+        same on any mesh, and after a restart.
+      ema: how much of the average stays, where the state has one; less in its first steps,
+        (1 + n) / (10 + n) after n of them, so that it forgets where it began.
 
     Returns:
       A step whose metrics are {"losses": {name: (sum, weight)}, "objective", "grad_norm",
-      "finite"}. When the objective or the gradient is not finite, "finite" is False and parameters
-      and optimizer stay as they were.
+      "finite", "digest" (of the batch), "skipped" (where spikes are left out)}. When the objective
+      or the gradient is not finite, "finite" is False and parameters and optimizer stay as they
+      were.
     """
+    optimizer = optax.with_extra_args_support(optimizer)
 
     def step(state: State, batch: Batch, reference: tree.Params) -> tuple[State, dict[str, Any]]:
         moving, held = split(state["params"], trainable)
@@ -82,38 +93,48 @@ def make_step(
             if name in coefficients
         }
 
-        def objective(moving: tree.Params, rows: Batch) -> tuple[jax.Array, Mapping]:
-            found = sums(join(moving, held), reference, rows)
+        own = jax.random.fold_in(jax.random.key(seed), state["step"])
+
+        def objective(moving: tree.Params, rows: Batch, number: Any) -> tuple[jax.Array, Mapping]:
+            key = jax.random.fold_in(own, number)
+            found = sums(join(moving, held), reference, rows, key)
             return sum(scales[name] * found[name] for name in scales), found
 
         differentiate = jax.value_and_grad(objective, has_aux=True)
         if accumulate == 1:
-            (value, found), gradient = differentiate(moving, batch)
+            (value, found), gradient = differentiate(moving, batch, 0)
         else:
 
-            def add(total: Any, rows: Batch) -> tuple[Any, None]:
-                return jax.tree.map(jnp.add, total, differentiate(moving, rows)), None
+            def add(total: Any, piece: tuple[Batch, jax.Array]) -> tuple[Any, None]:
+                return jax.tree.map(jnp.add, total, differentiate(moving, *piece)), None
 
-            pieces = microbatches(batch, accumulate)
+            pieces = microbatches(batch, accumulate), jnp.arange(accumulate)
             first = jax.tree.map(lambda x: x[0], pieces)
-            shapes = jax.eval_shape(differentiate, moving, first)
+            shapes = jax.eval_shape(differentiate, moving, *first)
             zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
             ((value, found), gradient), _ = jax.lax.scan(add, zeros, pieces)
 
-        updates, opt = optimizer.update(gradient, state["opt"], moving)
+        updates, opt = optimizer.update(gradient, state["opt"], moving, value=value)
         norm = optax.global_norm(gradient)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
-        updated = (optax.apply_updates(moving, updates), opt)
-        moving, opt = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old), updated, (moving, state["opt"])
-        )
+        updated = {"moving": optax.apply_updates(moving, updates), "opt": opt}
+        before = {"moving": moving, "opt": state["opt"]}
+        if "ema" in state:
+            stays = jnp.minimum(ema, (1 + state["step"]) / (10 + state["step"]))
+            before["ema"] = state["ema"]
+            updated["ema"] = optax.incremental_update(updated["moving"], before["ema"], 1 - stays)
+        after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, before)
         metrics = {
             "losses": {name: (found[name], totals[name]) for name in totals},
             "objective": value,
             "grad_norm": norm,
             "finite": finite,
+            "digest": digest(batch),
         }
-        return {"params": join(moving, held), "opt": opt, "step": state["step"] + 1}, metrics
+        if isinstance(opt, skipstep.State):
+            metrics["skipped"] = after["opt"].skipped
+        params = join(after.pop("moving"), held)
+        return {"params": params, **after, "step": state["step"] + 1}, metrics
 
     return step
 
@@ -124,7 +145,7 @@ def make_evaluation(
     """Builds (params, batch, reference) -> {name: (sum, weight)}."""
 
     def evaluate(params: tree.Params, batch: Batch, reference: tree.Params) -> dict[str, Any]:
-        found, totals = sums(params, reference, batch), weights(batch)
+        found, totals = sums(params, reference, batch, None), weights(batch)
         return {name: (found[name], totals[name]) for name in totals}
 
     return evaluate

@@ -100,6 +100,21 @@ def test_losses_are_weighted_sums_of_the_plain_formulas():
     np.testing.assert_allclose(same, 0, atol=1e-5)
 
 
+def test_label_smoothing_and_z_loss_are_those_of_the_formulas():
+    rng = np.random.default_rng(3)
+    logits, targets = rng.normal(size=(2, 5, 7)) * 3, rng.integers(0, 7, (2, 5))
+    shares = np.full((2, 5, 7), 0.1 / 7)
+    np.put_along_axis(shares, targets[..., None], 0.9 + 0.1 / 7, -1)
+    log_z = np.log(np.exp(logits).sum(-1))
+    want = -(shares * log_softmax(logits)).sum(-1) + 0.01 * log_z**2
+    loss = LossWeights(label_smoothing=0.1, z_loss=0.01).token_loss
+    got = loss(jnp.asarray(logits), jnp.asarray(targets), jnp.ones((2, 5)))
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+    for bad in ({"label_smoothing": 1.0}, {"z_loss": -1.0}):
+        with pytest.raises(ValueError, match=next(iter(bad))):
+            LossWeights(**bad)
+
+
 def test_latent_loss_is_the_expectation_of_the_sampled_one():
     rng = np.random.default_rng(1)
     mean, logvar = rng.normal(size=(1, 4, 5)), rng.normal(size=(1, 4, 5)) * 0.3

@@ -1,5 +1,8 @@
 """The step on one device and on eight, whole and in microbatches, and on a spoilt batch."""
 
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +11,7 @@ from flax import nnx
 
 from slm_jax.models.backbone import Backbone, BackboneConfig
 from slm_jax.nn import tree
-from slm_jax.training import optimizer, partitioning, state, step
+from slm_jax.training import flops, optimizer, partitioning, state, step
 from slm_jax.training.optimizer import Optimizer
 from slm_jax.training.partitioning import Parallel
 
@@ -22,8 +25,8 @@ UPDATE = optimizer.make(Optimizer(learning_rate=1e-2, warmup_steps=0), steps=10)
 BATCH, LENGTH = 16, 12
 
 
-def build():
-    return Backbone(CONFIG, nnx.Rngs(0))
+def build(dropout=0.0):
+    return Backbone(dataclasses.replace(CONFIG, dropout=dropout), nnx.Rngs(0))
 
 
 def batch():
@@ -47,9 +50,9 @@ def even(rows):
 
 
 def loss_sums(graphdef):
-    def sums(params, reference, rows):
+    def sums(params, reference, rows, key):
         model = tree.merge(graphdef, params)
-        hidden, _ = model(model.embed(rows["tokens"]), rows["positions"])
+        hidden, _ = model(model.embed(rows["tokens"]), rows["positions"], key=key)
         logged = jax.nn.log_softmax(model.logits(hidden))
         loss = -jnp.take_along_axis(logged, rows["targets"][..., None], -1)[..., 0]
         loss *= rows["weights"]
@@ -58,16 +61,17 @@ def loss_sums(graphdef):
     return sums
 
 
-def run(parallel, steps=2, accumulate=1, only_lora=False, spoil=False):
+def run(parallel, steps=2, accumulate=1, only_lora=False, spoil=False, dropout=0.0):
     """Two steps from seed 0; returns (metrics of each, parameters by path, state, abstract)."""
     count = parallel.data * parallel.fsdp * parallel.tensor
     mesh = partitioning.make_mesh(parallel, jax.devices()[:count])
     with jax.set_mesh(mesh):
-        graphdef, abstract_params = state.skeleton(build, parallel.rules, mesh)
+        made = functools.partial(build, dropout)
+        graphdef, abstract_params = state.skeleton(made, parallel.rules, mesh)
         paths = [p for p in tree.flatten(abstract_params) if not only_lora or "lora" in p]
         trainable = frozenset(paths)
         abstract = state.abstract_state(abstract_params, UPDATE, trainable)
-        params = state.initial_params(build, abstract_params)
+        params = state.initial_params(made, abstract_params)
         now = state.initial_state(params, UPDATE, trainable, abstract)
         update = step.make_step(
             loss_sums(graphdef), weights, COEFFICIENTS, UPDATE, trainable, accumulate
@@ -75,7 +79,7 @@ def run(parallel, steps=2, accumulate=1, only_lora=False, spoil=False):
         placed = state.shardings(abstract)
         jitted = jax.jit(
             update,
-            in_shardings=(placed, partitioning.batch_sharding(mesh), None),
+            in_shardings=(placed, partitioning.batch_shardings(batch(), mesh), None),
             out_shardings=(placed, partitioning.replicated(mesh)),
             donate_argnums=0,
             compiler_options={"xla_backend_optimization_level": 0},  # compiles in half the time
@@ -125,6 +129,70 @@ def test_gradient_is_the_full_batch_in_microbatches(single):
 def test_microbatches_on_eight_devices(single):
     history, _, _, _ = run(Parallel(2, 2, 2, rules=RULES), accumulate=2)
     np.testing.assert_allclose(history[1]["objective"], single[0][1]["objective"], rtol=1e-5)
+
+
+def test_dropout_is_the_same_on_any_mesh(single):
+    one = run(Parallel(data=1), accumulate=2, dropout=0.5)[0]
+    eight = run(Parallel(2, 2, 2, rules=RULES), accumulate=2, dropout=0.5)[0]
+    for ours, theirs, whole in zip(eight, one, single[0], strict=True):
+        np.testing.assert_allclose(ours["objective"], theirs["objective"], rtol=1e-5)
+        np.testing.assert_allclose(ours["grad_norm"], theirs["grad_norm"], rtol=1e-4)
+        assert abs(theirs["objective"] - whole["objective"]) > 1e-2
+
+
+def test_chance_is_folded_from_seed_step_and_microbatch():
+    def sums(params, reference, rows, key):
+        return {"drawn": params["kernel"].sum() * 0 + jax.random.normal(key)}
+
+    def drawn(seed, at, accumulate):
+        weights = {"kernel": jnp.ones(1)}
+        update = step.make_step(
+            sums,
+            lambda rows: {"drawn": jnp.float32(1)},
+            {"drawn": 1.0},
+            UPDATE,
+            frozenset(weights),
+            accumulate,
+            seed=seed,
+        )
+        now = {"params": weights, "opt": UPDATE.init(weights), "step": jnp.int32(at)}
+        return jax.jit(update)(now, {"row": jnp.zeros((4, 1))}, {})[1]["objective"]
+
+    def expected(seed, at, accumulate):
+        own = jax.random.fold_in(jax.random.key(seed), at)
+        return sum(jax.random.normal(jax.random.fold_in(own, m)) for m in range(accumulate))
+
+    for case in ((0, 0, 1), (0, 7, 1), (1, 7, 1), (1, 7, 2)):
+        np.testing.assert_allclose(drawn(*case), expected(*case), rtol=1e-5)
+
+
+def test_evaluation_drops_nothing():
+    found = []
+    for dropout in (0.0, 0.5):
+        graphdef, params = tree.pure_params(build(dropout))
+        found.append(
+            jax.jit(step.make_evaluation(loss_sums(graphdef), weights))(params, batch(), {})
+        )
+    jax.tree.map(np.testing.assert_array_equal, *found)
+
+
+def test_no_gradient_is_computed_of_what_is_held_still():
+    graphdef, params = tree.pure_params(build())
+    paths = frozenset(tree.flatten(params))
+    groups = {".*": 0.0, "norm/scale": 1.0}
+
+    def products(moving):
+        update = step.make_step(loss_sums(graphdef), weights, COEFFICIENTS, UPDATE, moving)
+        opt = UPDATE.init(step.split(params, moving)[0])
+        now = {"params": params, "opt": opt, "step": jnp.int32(0)}
+        return flops.counted(update, now, batch(), {})
+
+    forward = flops.counted(step.make_evaluation(loss_sums(graphdef), weights), params, batch(), {})
+    head = 2 * BATCH * LENGTH * CONFIG.width * CONFIG.vocab_size
+    everything = products(optimizer.moving(Optimizer(), paths))
+    assert everything > 2.5 * forward
+    # The last norm: backwards through the head, and no further.
+    assert products(optimizer.moving(Optimizer(groups=groups), paths)) == forward + head
 
 
 def test_objective_is_the_weighted_sum_of_means(single):
