@@ -2,30 +2,34 @@
 
 RUN/checkpoints/<step>/ holds three parts: "params", "opt", and custom metadata (the resolved
 config as gin text and the position in the data). A step directory appears by one rename after its
-last byte, so a crash or a full disk leaves the older ones as they were. <step> counts finished
-updates. Decoding and export read "params" and the config alone.
+last byte, so a crash or a full disk leaves the older ones as they were; a damaged one is set aside
+(`slm_jax.training.inventory`). <step> counts finished updates. Decoding and export read "params"
+and the config alone. A run that keeps an average of its weights has it as a fourth part, "ema",
+which they read, too.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
-import shutil
-from collections.abc import Iterator
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from slm_jax import config
 from slm_jax.errors import UserError
 from slm_jax.nn import tree
+from slm_jax.training import best, disk, inventory, step_folder
+from slm_jax.training.distributed import is_main
+from slm_jax.training.state import averaged
 
 DIRECTORY = "checkpoints"
-DISK_FULL = ("No space left", "RESOURCE_EXHAUSTED", "Disk quota exceeded", "File too large")
-DAMAGED = "If the checkpoint is damaged, delete its directory: the one before it serves instead."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +39,13 @@ class Checkpoints:
     Attributes:
       every: steps between two saves; the last step and a preemption save in any case.
       keep: the newest this many stay, older ones are removed after the next has been written.
+      best: a held-out loss ("text", "speech", "total", or another of the eval lines); that with the
+        least of it stays, too, and is found as RUN/best. Empty for none.
     """
 
     every: int = 100
     keep: int = 2
+    best: str = ""
 
     def __post_init__(self) -> None:
         for name in ("every", "keep"):
@@ -63,21 +70,40 @@ class Loaded(NamedTuple):
 
 
 class Store:
-    """The checkpoints of one run; a context manager, whose end waits for the last save."""
+    """The checkpoints of one run; a context manager, whose end waits for the last save.
+
+    Damaged checkpoints that are newer than the newest whole one are set aside first.
+
+    Raises:
+      UserError: the processes see different checkpoints.
+    """
 
     def __init__(self, run_dir: Path, settings: Checkpoints):
         self.directory = run_dir.resolve() / DIRECTORY
         self.settings = settings
-        self._pending: Any = None
+        self._pending: Future | None = None
+        self._behind = ThreadPoolExecutor(1, "checkpoint")
+        if is_main():
+            inventory.set_aside([self.directory / str(step) for step in steps_in(self.directory)])
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("checkpoints looked through")
         training = ocp.training
         self._orbax = training.Checkpointer(
             self.directory,
             save_decision_policy=training.save_decision_policies.FixedIntervalPolicy(
                 settings.every
             ),
-            preservation_policy=training.preservation_policies.LatestN(settings.keep),
+            preservation_policy=best.preservation(settings.keep, settings.best),
             cleanup_tmp_directories=True,  # what a killed process left half written
         )
+        if jax.process_count() > 1:
+            newest = multihost_utils.process_allgather(np.int32(self.latest or 0)).tolist()
+            if len(set(newest)) > 1:
+                raise UserError(
+                    f"the processes find checkpoints of different steps in {self.directory}: "
+                    f"{', '.join(map(str, newest))}",
+                    "Put TrainJob.runs on storage that all hosts share.",
+                )
 
     def __enter__(self) -> Store:
         return self
@@ -93,13 +119,21 @@ class Store:
             # After an error the first one is the one to show; Orbax raises a failed save again.
             with contextlib.suppress(*([Exception] if kind else [])):
                 self._orbax.close()
+            self._behind.shutdown()
 
     @property
     def latest(self) -> int | None:
         """The newest step saved completely."""
         return self._orbax.latest.step if self._orbax.latest else None
 
-    def save(self, state: dict[str, Any], step: int, about: dict[str, Any], force: bool = False):
+    def save(
+        self,
+        state: dict[str, Any],
+        step: int,
+        about: dict[str, Any],
+        force: bool = False,
+        held_out: Mapping[str, float] | None = None,
+    ) -> None:
         """Starts to save when `step` is due or `force` is set; copies first, writes behind.
 
         Args:
@@ -107,6 +141,7 @@ class Store:
           step: finished updates.
           about: JSON values to read back with `restore`: "config" (gin text) and the data position.
           force: save whether due or not; a step that is there already is left.
+          held_out: losses of this state, where it was measured.
 
         Raises:
           UserError: this or the previous save found the disk full.
@@ -114,12 +149,15 @@ class Store:
         if not (force or step % self.settings.every == 0) or step == self.latest:
             return
         self.wait()
-        self._check_space(state)
+        disk.check_space(self.directory, state)
+        about = about | ({best.HELD_OUT: held_out} if held_out else {})
         parts = {"params": state["params"], "opt": {"state": state["opt"], "step": state["step"]}}
-        with _disk_errors(self.directory):
-            self._pending = self._orbax.save_checkpointables_async(
-                step, parts, force=True, custom_metadata=about
+        parts |= _average(state)
+        with disk.errors(self.directory):
+            saving = self._orbax.save_checkpointables_async(
+                step, parts, force=True, metrics=held_out, custom_metadata=about
             )
+        self._pending = self._behind.submit(self._complete, saving, step)
 
     def wait(self) -> None:
         """Returns when the save under way is on disk.
@@ -129,12 +167,12 @@ class Store:
         """
         pending, self._pending = self._pending, None
         if pending is not None:
-            with _disk_errors(self.directory):
+            with disk.errors(self.directory):
                 pending.result()
 
     def about(self, step: int) -> dict[str, Any]:
         """What `save` was given as `about` at that step."""
-        return _about(self.directory / str(step))
+        return step_folder.about(self.directory / str(step))
 
     def restore(self, abstract: dict[str, Any]) -> dict[str, Any]:
         """The newest state, in the shardings of `abstract`, whatever mesh saved it.
@@ -147,54 +185,71 @@ class Store:
             named).
         """
         folder = self.directory / str(self.latest)
-        _check_same_model(folder, abstract["params"])
+        step_folder.check_same_model(folder, abstract["params"])
         wanted = {
             "params": abstract["params"],
             "opt": {"state": abstract["opt"], "step": abstract["step"]},
         }
-        loaded = _load(folder, wanted)
+        loaded = step_folder.load(folder, wanted | _average(abstract))
         opt = loaded["opt"]
-        return {"params": loaded["params"], "opt": opt["state"], "step": opt["step"]}
+        state = {"params": loaded["params"], "opt": opt["state"], "step": opt["step"]}
+        return state | _average(loaded)
 
-    def _check_space(self, state: dict[str, Any]) -> None:
-        shards = (s for leaf in jax.tree.leaves(state) for s in leaf.addressable_shards)
-        needed = sum(shard.data.nbytes for shard in shards if shard.replica_id == 0)
-        free = shutil.disk_usage(self.directory).free
-        if needed > free:
-            raise _disk_full(self.directory, f"{needed / 1e9:.2f} GB wanted, {free / 1e9:.2f} free")
+    def _complete(self, saving: Any, step: int) -> None:
+        saving.result()
+        if is_main():
+            inventory.write(self.directory / str(step))
 
 
-def load_params(path: str | Path, abstract: tree.Params | None = None) -> Loaded:
+def load_params(
+    path: str | Path, abstract: tree.Params | None = None, average: bool = True
+) -> Loaded:
     """The parameters and the job of a checkpoint, for decoding, evaluation and export.
 
     Args:
       path: a run directory, its checkpoints directory, or one step's directory.
       abstract: the parameters as ShapeDtypeStructs with shardings; None puts every array whole
         on the first local device.
+      average: takes the average of the weights where the run kept one (`Optimizer.ema`).
 
     Raises:
       UserError: no checkpoint there, not one of ours, or one of another model than `abstract`.
     """
     folder = find_step(Path(path))
-    saved = _saved_params(folder)
+    saved = step_folder.params(folder)
     if abstract is None:
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         abstract = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), saved
         )
-    _check_same_model(folder, abstract)
-    about = _about(folder)
+    step_folder.check_same_model(folder, abstract)
+    about = step_folder.about(folder)
     job = config.loads(about["config"], name=f"{folder}: config")
-    params = _load(folder, {"params": abstract})["params"]
+    flat = tree.flatten(abstract)
+    wanted = {"params": abstract}
+    if average and (kept := step_folder.metadata(folder).metadata.get("ema")):
+        wanted["ema"] = tree.unflatten({name: flat[name] for name in tree.flatten(kept)})
+    params = averaged(step_folder.load(folder, wanted))
     return Loaded(params, job, int(folder.name), about.get("streams", {}))
 
 
+def _average(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a state that is there where the run keeps an average of its weights."""
+    return {"ema": state["ema"]} if "ema" in state else {}
+
+
 def find_step(path: Path) -> Path:
-    """The step directory meant by a run, checkpoints or step directory: the newest in it."""
+    """The step directory meant by a run, checkpoints or step directory: the newest in it.
+
+    RUN/best means that with the least held-out loss (`Checkpoints.best`).
+    """
+    if path.name == best.NAME and not path.exists():
+        folder = path.parent / DIRECTORY
+        found = [(folder / str(step)).resolve() for step in steps_in(folder)]
+        return best.choose(path.parent, {one: step_folder.about(one) for one in found})
     for folder in (path / DIRECTORY, path):
-        steps = [int(child.name) for child in folder.glob("[0-9]*") if child.name.isdigit()]
-        if steps:
-            return (folder / str(max(steps))).resolve()
+        if steps := steps_in(folder):
+            return (folder / str(steps[-1])).resolve()
     if path.name.isdigit() and path.is_dir():
         return path.resolve()
     raise UserError(
@@ -204,83 +259,6 @@ def find_step(path: Path) -> Path:
     )
 
 
-def _about(folder: Path) -> dict[str, Any]:
-    about = _metadata(folder).custom_metadata or {}
-    if "config" not in about:
-        raise UserError(
-            f"{folder} is no checkpoint of launch/train.py: it holds no config",
-            "Give the directory of a run of launch/train.py.",
-        )
-    return about
-
-
-def _saved_params(folder: Path) -> tree.Params:
-    params = _metadata(folder).metadata.get("params")
-    if params is None:
-        raise UserError(f"{folder} has no readable parameters", DAMAGED)
-    return params
-
-
-def _metadata(folder: Path) -> Any:
-    try:
-        return ocp.checkpointables_metadata(folder)
-    except Exception as error:
-        raise UserError(
-            f"{folder} is no readable checkpoint ({_first_line(error)})", DAMAGED
-        ) from error
-
-
-def _load(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
-    try:
-        return ocp.load_checkpointables(folder, wanted)
-    except Exception as error:  # Orbax and TensorStore raise many kinds
-        raise UserError(
-            f"{folder} cannot be restored into this job ({_first_line(error)})",
-            f"If the optimizer has changed, train under another name. {DAMAGED}",
-        ) from error
-
-
-def _check_same_model(folder: Path, abstract: tree.Params) -> None:
-    saved, wanted = tree.flatten(_saved_params(folder)), tree.flatten(abstract)
-    problems = {
-        "missing": [name for name in wanted if name not in saved],
-        "unexpected": [name for name in saved if name not in wanted],
-        "misshapen": [
-            f"{name} {tuple(saved[name].shape)}, wanted {tuple(wanted[name].shape)}"
-            for name in wanted
-            if name in saved and tuple(saved[name].shape) != tuple(wanted[name].shape)
-        ],
-    }
-    try:
-        tree.check_names(**problems)
-    except UserError as error:
-        raise UserError(
-            f"{folder} is a checkpoint of another model: {error.message}",
-            "Train under another name, or with the model settings of the run's config.gin.",
-        ) from None
-
-
-@contextlib.contextmanager
-def _disk_errors(directory: Path) -> Iterator[None]:
-    """Turns the several exceptions of a full disk into one UserError."""
-    try:
-        yield
-    except Exception as error:
-        cause: BaseException | None = error
-        while cause is not None:
-            full = getattr(cause, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-            if full or any(text in str(cause) for text in DISK_FULL):
-                raise _disk_full(directory, _first_line(cause)) from error
-            cause = cause.__cause__ or cause.__context__
-        raise
-
-
-def _disk_full(directory: Path, detail: str) -> UserError:
-    return UserError(
-        f"no room to save a checkpoint in {directory} ({detail}); the older ones are intact",
-        "Free space there and run the same command again: it continues from the newest checkpoint.",
-    )
-
-
-def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+def steps_in(folder: Path) -> list[int]:
+    """The steps saved completely in a checkpoints directory, ascending."""
+    return sorted(int(child.name) for child in folder.glob("[0-9]*") if child.name.isdigit())

@@ -102,7 +102,7 @@ def fit(
                         "lower the learning rate; the last checkpoint is intact",
                     )
                 sums, logged, began = {}, done, time.perf_counter()
-            stop = preemption.stop_at(done)
+            stop = preemption.stop()
             if stop or done % config.save_every == 0 or done == config.steps:
                 checkpointer.save_checkpointables(done, {"state": state}, overwrite=True)
                 if stop:

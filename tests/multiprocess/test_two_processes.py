@@ -1,27 +1,32 @@
 """launch/train.py as two processes of four devices each, over gloo."""
 
+import contextlib
+import shutil
 import signal
 import socket
+import time
 
 import numpy as np
 import processes
 import pytest
 import tiny_job
 
-from slm_jax.training import checkpoint
+from slm_jax import config
+from slm_jax.training import checkpoint, distributed, inventory, loop, metrics
 from slm_jax.training.distributed import PREEMPTED
 
-STEPS = 300
 RULES = {"embed": "fsdp", "mlp": "tensor", "heads": "tensor", "kv_heads": "tensor",
          "vocab": "tensor"}  # fmt: skip
 SETTINGS = {
-    "TrainJob.steps": STEPS,
-    "TrainJob.eval_every": STEPS,
-    "Checkpoints.every": 100,
+    "TrainJob.steps": 10_000,  # every run here is ended from outside
+    "TrainJob.eval_every": 10_000,
+    "Checkpoints.every": 5,
+    "Checkpoints.keep": 1000,
     "Parallel.fsdp": 2,
     "Parallel.tensor": 2,
     "Parallel.rules": RULES,
 }
+LAST = 25  # step that each run gets to
 
 
 @pytest.fixture(scope="module")
@@ -32,11 +37,12 @@ def place(tmp_path_factory):
     return root
 
 
-def start_two(place, *flags):
+@contextlib.contextmanager
+def two(place, *flags):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    return [
+    started = [
         processes.start(
             place / "job.gin",
             place,
@@ -48,28 +54,88 @@ def start_two(place, *flags):
         )
         for index in range(2)
     ]
+    try:
+        yield started
+    finally:
+        for process in started:
+            process.kill()
+
+
+def lines(run_dir):
+    """step -> losses and digest of the batch."""
+    found = [line for line in metrics.read(run_dir / metrics.FILE) if line["split"] == "train"]
+    return {line["step"]: (line["losses"], line["batch"]) for line in found}
+
+
+def stop(started, number):
+    """SIGTERM to one of them; the output of both."""
+    started[number].send_signal(signal.SIGTERM)
+    return [processes.finish(process, PREEMPTED) for process in started]
+
+
+@pytest.fixture(scope="module")
+def whole(place):
+    """Output of two processes that are told to stop after LAST steps, and the directory."""
+    run_dir = place / "runs" / "whole"
+    with two(place, "--gin.TrainJob.name=whole") as started:
+        processes.wait_for(started[0], run_dir, LAST)
+        return stop(started, 1), run_dir  # the other host must hear of it
 
 
 @pytest.mark.slow
-def test_two_processes_stop_together_and_train_like_one(place):
-    run_dir = place / "runs" / "two"
-    first, second = start_two(place, "--gin.TrainJob.name=two")
-    processes.wait_for(first, run_dir, 30)
-    second.send_signal(signal.SIGTERM)  # the other host must hear of it
-    for process in (first, second):
-        processes.finish(process, PREEMPTED)
+def test_told_one_stop_both_at_one_step(whole):
+    outputs, run_dir = whole
     stopped = int(checkpoint.find_step(run_dir).name)
-    assert 30 <= stopped == max(processes.losses(run_dir)) < STEPS
+    assert LAST <= stopped == max(lines(run_dir))
+    assert f"stopped by SIGTERM after step {stopped}, which is saved" in outputs[0]
+    assert "step 1/" in outputs[0] and "step 1/" not in outputs[1]  # one speaks for all
 
-    outputs = [processes.finish(p) for p in start_two(place, "--gin.TrainJob.name=two")]
-    assert "step 300/300" in outputs[0]
-    assert "step 300/300" not in outputs[1]  # one process speaks for all
-    processes.finish(processes.start(place / "job.gin", place, devices=8))
-    one, two = (processes.losses(place / "runs" / name) for name in ("tiny", "two"))
-    assert list(two) == list(range(1, STEPS + 1))
-    for step in (1, 2, 10, stopped, stopped + 1):
-        for name, value in one[step].items():
-            np.testing.assert_allclose(two[step][name], value, rtol=1e-3, err_msg=f"{step} {name}")
+
+@pytest.mark.slow
+def test_killed_one_ends_the_other_and_both_continue_bitwise(place, whole):
+    run_dir = place / "runs" / "killed"
+    with two(place, "--gin.TrainJob.name=killed") as (first, second):
+        processes.wait_for(first, run_dir, 16)
+        second.kill()
+        killed = time.monotonic()
+        output, _ = first.communicate(timeout=4 * distributed.SILENCE["heartbeat_timeout_seconds"])
+    assert time.monotonic() - killed < 2 * distributed.SILENCE["heartbeat_timeout_seconds"]
+    assert first.returncode != 0
+    assert "tasks are unhealthy (stopped sending heartbeats):\n1\n" in output
+    assert "another task died" in output
+
+    # The newest checkpoint loses half of a file, too: both must take the one before.
+    newest = checkpoint.find_step(run_dir)
+    data = max(newest.glob("params/ocdbt.process_1/d/*"), key=lambda path: path.stat().st_size)
+    data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
+    before = checkpoint.steps_in(newest.parent)[-2]
+    with two(place, "--gin.TrainJob.name=killed") as started:
+        processes.wait_for(started[0], run_dir, LAST)
+        outputs = stop(started, 0)
+    assert f"{newest} is damaged: {data.relative_to(newest)} has" in outputs[0]
+    assert (run_dir / inventory.ASIDE / newest.name).is_dir()
+    assert f"step {before} of {SETTINGS['TrainJob.steps']}, continued" in outputs[0]
+
+    ours, theirs = lines(run_dir), lines(whole[1])
+    common = min(max(ours), max(theirs))
+    assert list(ours)[:common] == list(range(1, common + 1)) and common >= LAST
+    for step in range(1, common + 1):  # as floats: bitwise
+        assert ours[step] == theirs[step]
+
+
+@pytest.mark.slow
+def test_one_process_on_another_mesh_continues_what_two_began(place, whole):
+    run_dir = place / "runs" / "one"
+    shutil.copytree(whole[1] / "checkpoints" / "5", run_dir / "checkpoints" / "5")
+    settings = ["TrainJob.name=one", "TrainJob.steps=10", "Parallel.fsdp=4", "Parallel.tensor=1"]
+    job = config.load([place / "job.gin"], settings)  # warming up as the long run does
+    loop.train(job)
+    ours, theirs = lines(run_dir), lines(whole[1])
+    assert list(ours) == list(range(6, 11))
+    for step, (losses, batch) in ours.items():
+        assert batch == theirs[step][1]
+        for name, value in theirs[step][0].items():
+            np.testing.assert_allclose(losses[name], value, rtol=1e-5, err_msg=f"{step} {name}")
 
 
 @pytest.mark.slow
@@ -78,8 +144,9 @@ def test_several_processes_build_nothing(place):
         "--gin.TrainJob.sources=(@TextBuildConfig(),)",
         f"--gin.TextBuildConfig.out='{place / 'absent'}'",
     ]
-    for process in start_two(place, *flags):
-        output = processes.finish(process, code=2)
-        assert "which build nothing" in output
-        assert "python -m data_pipelines.build text" in output
+    with two(place, *flags) as started:
+        for process in started:
+            output = processes.finish(process, code=2)
+            assert "which build nothing" in output
+            assert "python -m data_pipelines.build text" in output
     assert not (place / "absent").exists()

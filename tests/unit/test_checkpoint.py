@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from slm_jax import config
 from slm_jax.errors import UserError
 from slm_jax.nn import tree
-from slm_jax.training import checkpoint, optimizer
+from slm_jax.training import checkpoint, inventory, optimizer
 from slm_jax.training.checkpoint import Checkpoints, Store
 from slm_jax.training.optimizer import Optimizer
 
@@ -41,6 +41,10 @@ def abstract(state):
 @pytest.fixture
 def about(tmp_path):
     return {"config": tiny_job.gin(tmp_path / "data", tmp_path), "streams": {"taste": "f1"}}
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
 def save(run, steps, about, **settings):
@@ -115,7 +119,7 @@ def test_another_optimizer_is_refused(tmp_path, about):
         store.restore(wanted)
 
 
-def test_no_checkpoint_and_damaged_ones(tmp_path, about):
+def test_no_checkpoint_and_unreadable_ones(tmp_path, about):
     with pytest.raises(UserError, match="no checkpoint in"):
         checkpoint.load_params(tmp_path / "nowhere")
     save(tmp_path, [1], about, every=1)
@@ -123,13 +127,64 @@ def test_no_checkpoint_and_damaged_ones(tmp_path, about):
     with pytest.raises(UserError, match="holds no config"):
         save(tmp_path / "other", [1], {}, every=1)
         checkpoint.load_params(tmp_path / "other")
-    for data in folder.glob("params/**/d/*"):
-        data.write_bytes(data.read_bytes()[:10])
+    truncate(folder / "params" / "_METADATA")
+    with pytest.raises(UserError, match=r"is damaged: params/_METADATA has \d+ of \d+ bytes"):
+        checkpoint.load_params(folder)
+    (folder / inventory.FILE).unlink()
     with pytest.raises(UserError, match="no readable parameters"):
         checkpoint.load_params(folder)
-    (folder / "params" / "_METADATA").unlink()
-    with pytest.raises(UserError, match="no readable parameters"):
-        checkpoint.load_params(folder)
+
+
+def test_every_file_of_a_checkpoint_is_missed(tmp_path, about):
+    save(tmp_path, [1], about, every=1)
+    folder = tmp_path / "checkpoints" / "1"
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != inventory.FILE]
+    assert len(files) > 10
+    for path in files:
+        whole, name = path.read_bytes(), path.relative_to(folder).as_posix()
+        path.unlink()
+        assert inventory.damage(folder) == f"{name} is missing"
+        path.write_bytes(whole[:-1])
+        assert inventory.damage(folder) == f"{name} has {len(whole) - 1} of {len(whole)} bytes"
+        path.write_bytes(whole)
+        assert inventory.damage(folder) is None
+
+
+def test_truncated_newest_checkpoints_are_set_aside_and_the_one_before_used(
+    tmp_path, about, capsys
+):
+    folders = tmp_path / "checkpoints"
+    for _ in range(2):  # the same steps once more: what was set aside before stays
+        save(tmp_path, [1, 2, 3], about, every=1, keep=3)
+        data = max(folders.glob("3/params/**/d/*"), key=lambda path: path.stat().st_size)
+        truncate(data)
+        (folders / "2" / "opt" / "manifest.ocdbt").unlink()
+        with Store(tmp_path, Checkpoints(every=1, keep=3)) as store:
+            assert store.latest == 1
+            found = store.restore(abstract(make_state(0)))
+        assert int(found["step"]) == 1
+        said = capsys.readouterr().out
+        assert f"{folders / '3'} is damaged: {data.relative_to(folders / '3')} has" in said
+        assert f"{folders / '2'} is damaged: opt/manifest.ocdbt is missing" in said
+        assert said.count(f"{folders / '1'} is used instead") == 2
+    aside = tmp_path / inventory.ASIDE
+    assert {path.name for path in aside.iterdir()} == {"2", "2-2", "3", "3-2"}
+    assert (aside / "3-2" / data.relative_to(folders / "3")).exists()
+
+
+def test_a_run_with_no_whole_checkpoint_is_not_begun_again(tmp_path, about):
+    save(tmp_path, [1], about, every=1)
+    truncate(tmp_path / "checkpoints" / "1" / "opt" / "_METADATA")
+    with Store(tmp_path, Checkpoints()) as store, pytest.raises(UserError, match="is damaged"):
+        store.restore(abstract(make_state(0)))
+    assert (tmp_path / "checkpoints" / "1").is_dir()
+
+
+def test_checkpoints_of_older_programs_have_no_list(tmp_path, about):
+    save(tmp_path, [1], about, every=1)
+    (tmp_path / "checkpoints" / "1" / inventory.FILE).unlink()
+    with Store(tmp_path, Checkpoints()) as store:
+        assert int(store.restore(abstract(make_state(0)))["step"]) == 1
 
 
 def test_leftovers_of_a_killed_save_are_not_checkpoints(tmp_path, about):

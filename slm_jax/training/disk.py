@@ -1,0 +1,52 @@
+"""A full disk, in whichever way a checkpoint meets it, as one error that says what to do."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from slm_jax.errors import UserError
+
+FULL = ("No space left", "RESOURCE_EXHAUSTED", "Disk quota exceeded", "File too large")
+
+
+def check_space(directory: Path, state: Any) -> None:
+    """Raises a UserError if the disk has less room than this process writes of `state`."""
+    shards = (s for leaf in jax.tree.leaves(state) for s in leaf.addressable_shards)
+    needed = sum(shard.data.nbytes for shard in shards if shard.replica_id == 0)
+    free = shutil.disk_usage(directory).free
+    if needed > free:
+        raise _full(directory, f"{needed / 1e9:.2f} GB wanted, {free / 1e9:.2f} free")
+
+
+@contextlib.contextmanager
+def errors(directory: Path) -> Iterator[None]:
+    """Turns the several exceptions of a full disk into one UserError."""
+    try:
+        yield
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            full = getattr(cause, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            if full or any(text in str(cause) for text in FULL):
+                raise _full(directory, first_line(cause)) from error
+            cause = cause.__cause__ or cause.__context__
+        raise
+
+
+def first_line(error: BaseException) -> str:
+    """An exception in one short line."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+
+
+def _full(directory: Path, detail: str) -> UserError:
+    return UserError(
+        f"no room to save a checkpoint in {directory} ({detail}); the older ones are intact",
+        "Free space there and run the same command again: it continues from the newest checkpoint.",
+    )
