@@ -94,11 +94,7 @@ class Split:
 
     def __getitem__(self, index: int) -> schema.Record:
         """The joined record; IndexError outside, UserError if a file is damaged or misjoined."""
-        place = range(len(self))[index]
-        for dead in self._dead:  # places count the living, files hold all
-            place += dead <= place
-        shard = bisect.bisect_right(self._ends, place)
-        row = place - (self._ends[shard] - self._counts[shard])
+        shard, row = self._place(index)
         record: schema.Record = {}
         first = None
         for family in self.families:
@@ -116,6 +112,23 @@ class Split:
 
     def __iter__(self) -> Iterator[schema.Record]:
         return (self[i] for i in range(len(self)))
+
+    def where(self, index: int) -> str:
+        """The files that hold a record, for messages."""
+        shard, row = self._place(index)
+        family = self.families[0]
+        if len(self.families) > 1:
+            family = "{" + ",".join(self.families) + "}"
+        name = self._shards[self.families[0]][shard].name
+        return f"record {row} of {self.root / family / name}"
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """(shard, row in it) of a record."""
+        place = range(len(self))[index]
+        for dead in self._dead:  # places count the living, files hold all
+            place += dead <= place
+        shard = bisect.bisect_right(self._ends, place)
+        return shard, place - (self._ends[shard] - self._counts[shard])
 
     def _open(self, family: str, shard: int) -> shards.ShardReader:
         return shards.ShardReader(self._shards[family][shard], self._counts[shard])

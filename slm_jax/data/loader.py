@@ -3,25 +3,27 @@
     step -> global rows -> (part of the mixture, row of its packing plan) -> records -> grids
 
 Every arrow is arithmetic or a look-up, so that no host counts, restarts or thread timings enter:
-resuming is asking for another step. grain runs the function ahead of the training in threads.
+resuming is asking for another step. `slm_jax.data.ahead` runs the function in threads.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import sys
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Callable, Generator, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
-import grain
 import numpy as np
 from grain.experimental import index_shuffle
 
 from slm_jax.data import packing
+from slm_jax.data.ahead import Reading, ahead
 from slm_jax.data.dataset import Split
 from slm_jax.data.registry import DatasetSpec, MixtureSpec
 from slm_jax.data.rows import pack_row, stack
+from slm_jax.data.schema import Record
 from slm_jax.errors import UserError
 from slm_jax.layouts import Layout
 from slm_jax.paths import cache_dir
@@ -61,6 +63,7 @@ class Loader:
       seed: of packing, order and whatever is random in the layout.
       split: of each dataset.
       cache: folder for packing plans; `cache_dir()/packing` if None.
+      reading: threads that make batches ahead, and how long they may take; None for the defaults.
     Raises:
       UserError: a dataset is missing or damaged, does not fit the layout, or has no record short
         enough for `seq_len`.
@@ -76,11 +79,14 @@ class Loader:
         *,
         split: str = "train",
         cache: Path | None = None,
+        reading: Reading | None = None,
     ):
         self.layout = layout
         self.batch_size = batch_size
         self.seq_len = seq_len
         self.seed = seed
+        self._reading = reading or Reading()
+        self._at: dict[int, tuple[Split, int]] = {}  # batch -> the record being read for it
         self._rates = mixture.rates
         cache = cache or cache_dir() / "packing"
         self._parts = [self._part(spec, split, cache) for spec in mixture.datasets]
@@ -88,47 +94,68 @@ class Loader:
 
     def batch(self, step: int, rows: Sequence[int] | np.ndarray | None = None) -> Batch:
         """Batch `step`; of its global rows those asked for, or all."""
-        rows = range(self.batch_size) if rows is None else rows
-        return stack([self._train_row(step, int(row)) for row in rows])
+        return self._stack(step, rows, self._train_row)
+
+    def origin(self, step: int, rows: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
+        """Where rows of batch `step` come from: row, dataset, and index and id of each record."""
+        found = []
+        for row in map(int, rows):
+            part, index = choose(self._rates, step * self.batch_size + row)
+            chosen = self._parts[part]
+            records = [
+                {"index": place, "id": next(iter(chosen.records[place].values())).id}
+                for place in chosen.row(index).tolist()
+            ]
+            found.append({"row": row, "dataset": chosen.name, "records": records})
+        return found
 
     def iterate(
         self,
         start: int,
         stop: int | None = None,
         rows: Sequence[int] | np.ndarray | None = None,
-        *,
-        prefetch: int = 4,
-    ) -> Iterator[Batch]:
-        """Batches `start`, `start + 1`, ... up to `stop`, `prefetch` of them made ahead."""
-        steps = grain.MapDataset.source(_Steps(self, rows, stop))[start:]
-        options = grain.ReadOptions(num_threads=min(2, prefetch), prefetch_buffer_size=prefetch)
-        return iter(steps.to_iter_dataset(options))
+    ) -> Generator[Batch]:
+        """Batches `start`, `start + 1`, ... up to `stop`, made ahead; close it when done.
 
-    def one_pass(self, rows: Sequence[int] | np.ndarray | None = None) -> Iterator[Batch]:
+        Raises:
+          UserError: a record is damaged, or reading takes longer than `Reading.stop`.
+        """
+        steps = itertools.count(start) if stop is None else range(start, stop)
+        return ahead(lambda step: self.batch(step, rows), steps, self._reading, self._source)
+
+    def one_pass(self, rows: Sequence[int] | np.ndarray | None = None) -> Generator[Batch]:
         """Every packed row of every part once, in the plan's order, for evaluation.
 
-        The last batch is filled up with rows of padding, so that all batches have one shape.
+        The last batch is filled up with rows of padding, so that all batches have one shape. They
+        are made ahead, and raise, as those of `iterate`.
         """
-        rows = range(self.batch_size) if rows is None else rows
         packed = [(part, index) for part in self._parts for index in range(len(part.plan))]
-        for first in range(0, len(packed), self.batch_size):
-            batch = []
-            for place in (first + int(row) for row in rows):
-                if place < len(packed):
-                    part, index = packed[place]
-                    batch.append(self._row(part, part.plan.row(index), (self.seed, place)))
-                else:
-                    batch.append(pack_row(self.layout, self.seq_len, (), (self.seed, place)))
-            yield stack(batch)
+
+        def make_row(batch: int, row: int) -> Batch:
+            place = batch * self.batch_size + row
+            key = self.seed, place
+            if place >= len(packed):
+                return pack_row(self.layout, self.seq_len, (), key)
+            part, index = packed[place]
+            return self._row(batch, part, part.plan.row(index), key)
+
+        def make(batch: int) -> Batch:
+            return self._stack(batch, rows, make_row)
+
+        numbers = range(-(-len(packed) // self.batch_size))
+        return ahead(make, numbers, self._reading, self._source)
 
     def summary(self) -> dict[str, dict[str, float]]:
-        """For each dataset: its rate, records, packed rows, fill of the rows, records skipped."""
+        """For each dataset: its rate, records, packed rows, how full they are and could be at best,
+        and records skipped.
+        """
         return {
             part.name: {
                 "rate": float(rate),
                 "records": len(part.records),
                 "rows": len(part.plan),
                 "fill": part.plan.fill(self.seq_len),
+                "possible": packing.possible_fill(part.plan.lengths, self.seq_len),
                 "skipped": part.plan.skipped,
             }
             for part, rate in zip(self._parts, self._rates, strict=True)
@@ -168,14 +195,34 @@ class Loader:
             )
         return _Part(spec.name, records, plan, self.seed)
 
+    def _stack(
+        self,
+        number: int,
+        rows: Sequence[int] | np.ndarray | None,
+        make_row: Callable[[int, int], Batch],
+    ) -> Batch:
+        rows = range(self.batch_size) if rows is None else rows
+        batch = stack([make_row(number, int(row)) for row in rows])
+        self._at.pop(number, None)
+        return batch
+
     def _train_row(self, step: int, row: int) -> Batch:
         part, index = choose(self._rates, step * self.batch_size + row)
         chosen = self._parts[part]
-        return self._row(chosen, chosen.row(index), (self.seed, step, row))
+        return self._row(step, chosen, chosen.row(index), (self.seed, step, row))
 
-    def _row(self, part: _Part, records: np.ndarray, key: tuple[int, ...]) -> Batch:
-        found = (part.records[int(index)] for index in records)
-        return pack_row(self.layout, self.seq_len, found, key)
+    def _row(self, number: int, part: _Part, records: np.ndarray, key: tuple[int, ...]) -> Batch:
+        def read() -> Iterator[Record]:
+            for index in records.tolist():
+                self._at[number] = part.records, index
+                yield part.records[index]
+
+        return pack_row(self.layout, self.seq_len, read(), key)
+
+    def _source(self, number: int) -> str:
+        """What is being read for the batch of that number."""
+        at = self._at.get(number)
+        return "its first record" if at is None else at[0].where(at[1])
 
 
 def host_rows(batch_size: int, process_index: int, process_count: int) -> np.ndarray:
@@ -202,21 +249,6 @@ def choose(rates: Sequence[Fraction], row: int) -> tuple[int, int]:
         row -= before
         rest -= rate
     return len(rates) - 1, row
-
-
-class _Steps:
-    """The batches as grain's random-access source."""
-
-    def __init__(self, loader: Loader, rows: Sequence[int] | np.ndarray | None, stop: int | None):
-        self._loader = loader
-        self._rows = rows
-        self._stop = sys.maxsize if stop is None else stop
-
-    def __len__(self) -> int:
-        return self._stop
-
-    def __getitem__(self, step: int) -> Batch:
-        return self._loader.batch(step, self._rows)
 
 
 def _check_same_tokenizers(parts: Sequence[_Part]) -> None:

@@ -83,6 +83,27 @@ def pack(lengths: np.ndarray, seq_len: int, seed: int) -> Plan:
     return Plan(order, sizes, lengths)
 
 
+def possible_fill(lengths: np.ndarray, seq_len: int) -> float:
+    """Share of the columns that no packing of the records that fit can exceed.
+
+    Two records longer than half a row never share one. Where `short` is the least length that
+    counts, a record longer than seq_len - short is alone in its row, one longer than half a row
+    leaves some columns of it, and the others fill those first (bound L2 of Martello & Toth 1990,
+    Knapsack Problems, ch. 8).
+    """
+    lengths = np.asarray(lengths, np.int64)
+    lengths = lengths[(lengths > 0) & (lengths <= seq_len)]
+    records = np.bincount(lengths, minlength=seq_len + 1).cumsum()  # up to that length
+    columns = np.bincount(lengths, lengths, minlength=seq_len + 1).cumsum()
+    half = seq_len // 2
+    short = np.arange(1, half + 1)
+    shared = records[seq_len - short] - records[half]  # rows of a long record and some short ones
+    left = shared * seq_len - (columns[seq_len - short] - columns[half])
+    others = columns[half] - columns[short - 1]
+    rows = records[-1] - records[half] + np.maximum(0, np.ceil((others - left) / seq_len))
+    return float(columns[-1] / (max(1, rows.max(initial=records[-1] - records[half])) * seq_len))
+
+
 def cached_plan(
     cache: Path, lengths: np.ndarray, lengths_key: str, seq_len: int, seed: int
 ) -> Plan:
