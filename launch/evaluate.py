@@ -1,6 +1,7 @@
 """Measures a finished run or a speech tokenizer and writes the report, or writes it again.
 
 python launch/evaluate.py --run=runs/NAME [--report_only] [--beside=runs/OTHER ...]
+python launch/evaluate.py --run=runs/NAME --watch
 python launch/evaluate.py --suite=swap [--taste DIR] [--datasets NAME ...] [--pairs NAME ...]
 python launch/evaluate.py --suite=tokenizer [--taste DIR] [--datasets NAME ...] [--unheard NAME ...]
 python launch/evaluate.py --suite=tokenizers [--datasets NAME ...] [--codecs KIND=DIR ...]
@@ -26,6 +27,7 @@ from slm_jax.errors import UserError, run_main
 from slm_jax.evaluation import readings, report, results, swap
 from slm_jax.evaluation.prosody import Judges
 from slm_jax.evaluation.run import evaluate_run, held_out_records
+from slm_jax.evaluation.watch import watch
 from slm_jax.paths import cache_dir
 from slm_jax.tokenizers.taste import Taste
 
@@ -46,6 +48,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point."""
     args = _arguments(argv)
     jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "programs"))
+    if args.watch:
+        watch(args.run, fetch.locate)
+        return
     if not args.report_only:
         if args.suite == "swap":
             swap_words(args.run, args.taste, args.datasets, args.pairs, args.limit)
@@ -173,6 +178,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="what is measured",
     )
     parser.add_argument("--run", type=Path, default=RUN, metavar="DIR", help=f"default {RUN}")
+    parser.add_argument(
+        "--watch",
+        action="store_true",
+        help="measure each checkpoint of a run as it appears, into DIR/held_out, until the last",
+    )
     parser.add_argument("--report_only", action="store_true", help="measure nothing")
     parser.add_argument(
         "--beside",

@@ -87,13 +87,13 @@ def evaluate(
     Raises:
       ValueError: there is no utterance to start from.
     """
-    chosen = _choose(records, prompts)
+    chosen = choose(records, prompts)
     if not chosen:
         raise ValueError("no held-out utterance has two words")
     utterances = [_utterance(record) for record in chosen]
     audios = [decode.load(record["audio"].flac) for record in chosen]
     words = [utterance.words for utterance in utterances]
-    heads = [_head(spoken) for spoken in words]
+    heads = [prompt_words(spoken) for spoken in words]
     cut = [
         audio[: int(head[-1].end * AUDIO_RATE)] for audio, head in zip(audios, heads, strict=True)
     ]
@@ -125,14 +125,16 @@ def evaluate(
     return {"protocol": PROTOCOL, "scores": scores, "sound": sound}
 
 
-def _choose(records: Sequence[Record], count: int) -> list[Record]:
+def choose(records: Sequence[Record], count: int) -> list[Record]:
+    """The held-out utterances that the protocol takes: as it says of their words and order."""
     lengths = [len(_utterance(record).words) for record in records]
     order = [i for i, n in enumerate(lengths) if n >= 4]
     order += sorted((i for i, n in enumerate(lengths) if 2 <= n < 4), key=lambda i: -lengths[i])
     return [records[i] for i in order[:count]]
 
 
-def _head(words: Sequence[Word]) -> Sequence[Word]:
+def prompt_words(words: Sequence[Word]) -> Sequence[Word]:
+    """The part of an utterance that is the prompt."""
     return words[: max(len(words) // 2, 1)]
 
 

@@ -6,12 +6,15 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal
 
+from slm_jax.data.ahead import Reading
+from slm_jax.data.loader import Loader
 from slm_jax.data.registry import MixtureSpec
 from slm_jax.errors import UserError
 from slm_jax.interop.llm import llm_config
 from slm_jax.models.grid_config import GridLMConfig
 from slm_jax.models.speech_lm import SpeechLMConfig
 from slm_jax.models.system import System
+from slm_jax.nn.remat import Remat
 from slm_jax.training.checkpoint import Checkpoints
 from slm_jax.training.losses import LossWeights
 from slm_jax.training.optimizer import Optimizer
@@ -20,7 +23,7 @@ from slm_jax.training.partitioning import Parallel
 # What a run is made of: to go on with another value would be another run.
 IDENTITY = ("system", "data", "batch_size", "seq_len", "seed")
 # Fields of the backbone that its weights do not settle; they come from `Llm`.
-BACKBONE_SETTINGS = ("lora_rank", "lora_alpha", "dtype", "remat")
+BACKBONE_SETTINGS = ("lora_rank", "lora_alpha", "dtype", "dropout", "remat")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,18 +34,21 @@ class Llm:
       path: a GGUF file, a folder with safetensors, or "smollm2" (fetched).
       lora_rank: rank of the update on every projection, the LLM's own weights held still; 0 trains
         them all.
-      lora_alpha, dtype, remat: as in `BackboneConfig`.
+      lora_alpha, dtype, dropout, remat: as in `BackboneConfig`.
     """
 
     path: str = "smollm2"
     lora_rank: int = 0
     lora_alpha: float = 16.0
     dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: Literal["none", "dots", "full"] = "none"
+    dropout: float = 0.0
+    remat: Remat = "none"
 
     def __post_init__(self) -> None:
         if self.lora_rank < 0:
             raise ValueError(f"lora_rank must not be negative, got {self.lora_rank}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +64,8 @@ class TrainJob:
       llm: where the backbone's weights come from; None for random ones.
       text_tokenizer: that made the text ids: a name that data_pipelines.fetch knows, or a path.
       taste: folder of the TASTE tokenizer that made the speech ids; empty for the starter weights.
-      losses: of `SpeechLMConfig`; a `GridLMConfig` says its own.
-      optimizer, parallel, checkpoints: see there.
+      losses: how they are weighed and regularised.
+      optimizer, parallel, checkpoints, reading: see there.
       steps: updates in all; raise it to train a finished run further.
       batch_size: rows of the global batch.
       seq_len: columns of a row; longer utterances are left out and counted.
@@ -67,6 +73,8 @@ class TrainJob:
       seed: of weights, packing, order.
       log_every: steps between two lines of metrics.jsonl.
       eval_every: steps between two measurements on held-out data; the last step measures, too.
+      listen: held-out prompts that are continued aloud at each of these, for TensorBoard.
+      wandb: project of Weights & Biases that has the curves, too; empty for none.
       prompts: held-out prompts that a finished run continues aloud for its report; 0 leaves the
         measuring to launch/evaluate.py.
       runs: directory of all runs.
@@ -83,6 +91,7 @@ class TrainJob:
     optimizer: Optimizer = Optimizer()
     parallel: Parallel = Parallel()
     checkpoints: Checkpoints = Checkpoints()
+    reading: Reading = Reading()
     steps: int = 100
     batch_size: int = 8
     seq_len: int = 256
@@ -90,6 +99,8 @@ class TrainJob:
     seed: int = 0
     log_every: int = 1
     eval_every: int = 50
+    listen: int = 0
+    wandb: str = ""
     prompts: int = 20
     runs: str = "runs"
 
@@ -98,12 +109,17 @@ class TrainJob:
         for name in counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("seed", "prompts"):
+        for name in ("seed", "listen", "prompts"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if not self.name or "/" in self.name or self.name.startswith("."):
             raise ValueError(
                 f"name must not be empty, hold a slash or start with a dot: {self.name!r}"
+            )
+        if self.checkpoints.best and self.checkpoints.every % self.eval_every:
+            raise ValueError(
+                f"eval_every {self.eval_every} must divide Checkpoints.every, "
+                f"{self.checkpoints.every}, for Checkpoints.best: what is saved is to be measured"
             )
         if self.llm is None and self.system.model.backbone is None:
             raise ValueError("llm must be set where the system's model has no backbone")
@@ -122,6 +138,20 @@ class TrainJob:
         if isinstance(model, GridLMConfig) and model.freezes:
             return "frozen"
         return "lora" if backbone is not None and backbone.lora_rank else "full"
+
+    def loader(self, split: str, cache: Path | None = None) -> Loader:
+        """Its batches of a split ("train", "validation") of the datasets.
+
+        Args:
+          split: of each dataset.
+          cache: folder for packing plans, as of `Loader`.
+
+        Raises:
+          UserError: a dataset is missing, damaged, or does not fit the layout.
+        """
+        sizes = (self.batch_size, self.seq_len, self.seed)
+        data = self.data, self.system.layout
+        return Loader(*data, *sizes, split=split, cache=cache, reading=self.reading)
 
     def resolve(self, llm: Path | None) -> TrainJob:
         """The same job with the backbone's sizes filled in from the text LLM at `llm`.

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,15 +10,28 @@ import sys
 import numpy as np
 import pytest
 import soundfile
+from flax import nnx
 from tiny_models import byte_tokenizer, tiny_taste, tiny_whisper
 
 from data_pipelines import build, fetch, quarantine, report
 from data_pipelines.build_config import DatasetBuildConfig
 from slm_jax.audio import decode
 from slm_jax.data.dataset import open_dataset
+from slm_jax.data.registry import MixtureSpec
 from slm_jax.data.split import split_of
+from slm_jax.decoding.engine import DecodeLimits
+from slm_jax.decoding.job import DecodeJob
+from slm_jax.decoding.samplers import Sampling
 from slm_jax.errors import UserError
+from slm_jax.evaluation.listen import Listener
+from slm_jax.layouts import Delay, Layout, Par, Stream, Text
+from slm_jax.models.speech_lm import SpeechLMConfig
+from slm_jax.models.system import System
+from slm_jax.nn.backbone_config import BackboneConfig
+from slm_jax.nn.tree import pure_params
 from slm_jax.tokenizers.text import TextTokenizer
+from slm_jax.training.job import TrainJob
+from slm_jax.training.losses import LossWeights
 
 RATE = 16_000
 FAMILIES = ("text-bytes", "taste", "speaker")
@@ -158,6 +172,47 @@ def test_a_new_tokenizer_with_other_weights_needs_another_name(parts, built, tmp
     (copy / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="another tokenizer"):
         build.ensure_dataset(config(parts, copy, taste=str(other)))
+
+
+def test_a_model_in_training_is_heard_on_held_out_prompts(parts, built, tmp_path):
+    """The same prompts at each evaluation, by whatever the weights are by then."""
+    vocab = open_dataset(built).specs["taste"].vocab
+    made = json.loads((parts / "llm" / "tokenizer.json").read_text())
+    for letter in "aeiost":  # ids that begin a word, so that the model can
+        made["model"]["vocab"]["Ġ" + letter] = ids = 1 + max(256, *made["model"]["vocab"].values())
+        made["model"]["merges"].append(["Ġ", letter])
+    shutil.copytree(parts / "llm", tmp_path / "llm")
+    (tmp_path / "llm" / "tokenizer.json").write_text(json.dumps(made))
+    text, levels = Text("text-words", ids + 1, bos=256, eos=256), len(vocab)
+    delayed = Delay(Stream("taste", vocab), by=(1,) * levels, clock="word")
+    backbone = BackboneConfig(
+        vocab_size=ids + 1, width=16, layers=1, heads=2, kv_heads=1, head_dim=8, mlp_width=16
+    )
+    job = TrainJob(
+        "tiny",
+        System(Layout("tiny", Par((text, delayed))), SpeechLMConfig(vocab, backbone, code_width=8)),
+        MixtureSpec(((str(built), 1.0),)),
+        losses=LossWeights(kl=0.0),
+        listen=2,
+    )
+    listen = Listener(
+        job,
+        text_tokenizer=tmp_path / "llm",
+        whisper=parts / "whisper",
+        pronunciations=parts / "taste",
+        decode=DecodeJob(taste=str(parts / "taste"), text=Sampling(), limits=DecodeLimits(3, 3)),
+    )
+    first, again, other = (
+        listen(pure_params(job.system.build(nnx.Rngs(seed)))[1]) for seed in (0, 0, 1)
+    )
+    held = open_dataset(built)
+    known = [r["words"].text for s in ("validation", "test") for r in held.split(s, ["words"])]
+    for clip in first:
+        prompt, continuation = clip.text.split(" [...] ")
+        assert any(text.startswith(prompt) for text in known) and continuation
+        assert len(clip.audio) and np.abs(clip.audio).max() <= 1 and clip.rate == RATE
+    assert 1 <= len(first) <= 2
+    assert [c.text for c in first] == [c.text for c in again] != [c.text for c in other]
 
 
 @pytest.mark.slow
