@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.interpreters import partial_eval
 
 from slm_jax.models.backbone import BackboneConfig
 from slm_jax.nn import attention
@@ -65,7 +66,7 @@ def step(
 
 
 def counted(function: Callable[..., Any], *args: Any) -> float:
-    """Operations of the matrix products of `function(*args)`, traced and not run.
+    """Operations of the products that the results of `function(*args)` need; traced, not run.
 
     Args:
       args: arrays or ShapeDtypeStructs.
@@ -74,7 +75,9 @@ def counted(function: Callable[..., Any], *args: Any) -> float:
       ValueError: a product stands in a loop whose length is not known.
     """
     with attention.using("xla"):  # inside a kernel no products can be seen
-        return _products(jax.make_jaxpr(function)(*args).jaxpr)
+        jaxpr = jax.make_jaxpr(function)(*args).jaxpr
+    # What a gradient's rule makes for weights that are held still is never computed, as in XLA.
+    return _products(partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0])
 
 
 def _products(jaxpr: Any) -> float:

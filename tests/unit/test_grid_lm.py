@@ -180,8 +180,8 @@ def test_a_prefix_sees_all_of_itself_and_nothing_after_it():
     before = states(batch)
     for column, moved in ((3, range(first)), (7, range(7, first))):
         tokens = batch["tokens"].copy()
-        tokens[0, 0, column] = 1 if tokens[0, 0, column] != 1 else 2
-        tokens[0, 0, column] += 10 * (column > 4)
+        other = 1 + 10 * (column > 4)  # an id of the text, or of the speech
+        tokens[0, 0, column] = other + (tokens[0, 0, column] == other)
         after = states(batch | {"tokens": tokens})
         far = np.abs(after - before).max(-1)[0] > 1e-6
         assert np.flatnonzero(far).tolist() == [*moved]
