@@ -33,8 +33,7 @@ PUBLISHED = sorted(FOLDER.parent.glob("*.gin"))
 STEPS, RATE, BATCHES = 80, 0.01, 12
 # One for each way of laying out, reading, predicting and decoding; the others are of the sweep.
 ALWAYS = {
-    "cosyvoice2", "csm", "glm4_voice", "kimi_audio", "kyutai_tts", "mini_omni", "moshi",
-    "qwen25_omni_talker", "spirit_lm", "taste", "valle_ar", "valle_nar", "vibevoice",
+    "glm4_voice", "mini_omni", "qwen25_omni_talker", "taste", "valle_nar", "vibevoice",
     "voila_autonomous",
 }  # fmt: skip
 # Units without alignment, sparse text, a frozen text model and long rows take longer.
