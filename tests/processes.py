@@ -1,6 +1,7 @@
 """Starts launch/train.py as a user does, watches its log, and stops it in several ways."""
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -25,6 +26,18 @@ def start(gin_file, tmp_path, *flags, devices=1, **env):
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+def start_two(gin_file, tmp_path, *flags, devices=1, **env):
+    """The same as two processes of so many devices each, which find each other."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        env["JAX_COORDINATOR_ADDRESS"] = f"localhost:{free.getsockname()[1]}"
+    env["JAX_NUM_PROCESSES"] = "2"
+    return [
+        start(gin_file, tmp_path, *flags, devices=devices, JAX_PROCESS_ID=str(index), **env)
+        for index in range(2)
+    ]
 
 
 def finish(process, code=0):

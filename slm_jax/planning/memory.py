@@ -70,16 +70,15 @@ def mesh_of(job: TrainJob, accelerator: Accelerator) -> AbstractMesh:
             f"seq_len {job.seq_len} does not divide over context = {parallel.context}",
             f"make TrainJob.seq_len a multiple of {parallel.context}.",
         )
-    inner = [getattr(parallel, axis) for axis in placement.MESH_AXES[1:]]
-    data = chips // math.prod(inner) if parallel.data == -1 else parallel.data
-    if not data or data * math.prod(inner) != chips or data % parallel.slices:
-        sizes = ", ".join(f"{axis} {getattr(parallel, axis)}" for axis in placement.MESH_AXES)
+    try:
+        sizes = partitioning.abstract_mesh(parallel, chips).axis_sizes
+    except ValueError as error:
         raise UserError(
-            f"{chips} chips cannot be divided into {sizes}, with slices {parallel.slices}",
+            str(error),
             "set Parallel, or the macros of the file in gin/parallel/, so that the product is "
             "the number of chips and Parallel.data a multiple of Parallel.slices.",
-        )
-    return _mesh((data, *inner), AbstractDevice(accelerator.chip.kind, 1, accelerator.platform))
+        ) from None
+    return _mesh(sizes, AbstractDevice(accelerator.chip.kind, 1, accelerator.platform))
 
 
 def of(job: TrainJob, mesh: AbstractMesh) -> Memory:

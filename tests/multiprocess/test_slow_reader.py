@@ -34,20 +34,7 @@ def test_the_host_that_hangs_says_where_it_reads(tmp_path):
         tiny_job.gin(tmp_path / "data", tmp_path / "runs", **settings)
     )
     (tmp_path / "sitecustomize.py").write_text(HANGING)
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    started = [
-        processes.start(
-            tmp_path / "job.gin",
-            tmp_path,
-            JAX_COORDINATOR_ADDRESS=address,
-            JAX_NUM_PROCESSES="2",
-            JAX_PROCESS_ID=str(index),
-            PYTHONPATH=f"{tmp_path}:{REPO}",
-        )
-        for index in range(2)
-    ]
+    started = processes.start_two(tmp_path / "job.gin", tmp_path, PYTHONPATH=f"{tmp_path}:{REPO}")
     try:
         said = []
         for line in started[1].stdout:  # until it gives up

@@ -3,7 +3,6 @@
 import contextlib
 import shutil
 import signal
-import socket
 import time
 
 import numpy as np
@@ -39,21 +38,7 @@ def place(tmp_path_factory):
 
 @contextlib.contextmanager
 def two(place, *flags):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    started = [
-        processes.start(
-            place / "job.gin",
-            place,
-            *flags,
-            devices=4,
-            JAX_COORDINATOR_ADDRESS=address,
-            JAX_NUM_PROCESSES="2",
-            JAX_PROCESS_ID=str(index),
-        )
-        for index in range(2)
-    ]
+    started = processes.start_two(place / "job.gin", place, *flags, devices=4)
     try:
         yield started
     finally:

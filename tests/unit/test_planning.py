@@ -192,7 +192,7 @@ class TestMemory:
     @pytest.mark.parametrize(
         ("parallel", "message"),
         [
-            (Parallel(fsdp=3), "8 chips cannot be divided into"),
+            (Parallel(fsdp=3), "does not divide 8 devices"),
             (Parallel(slices=2), "slices is 2, v5e-8 has 1"),
             (Parallel(context=5), "seq_len 64 does not divide over context = 5"),
         ],
