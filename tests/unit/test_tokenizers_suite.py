@@ -212,7 +212,7 @@ def test_probes_are_trained_once_and_reported(tmp_path, monkeypatch):
     )
     coders = {"pitch": Coder(pitched, (2,), "word", "pitch")}
     budget = Budget(width=8, steps=40, batch=4, rate=1e-2)
-    asked = Probing(train, {}, budget)
+    asked = Probing(train, CORPUS, {}, budget)
 
     def compare():
         return suite.compare(

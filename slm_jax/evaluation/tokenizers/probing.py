@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from slm_jax.evaluation.bootstrap import Figure
@@ -37,11 +37,13 @@ class Probing:
 
     Attributes:
       train: utterances to learn from.
+      held_out: utterances that they are asked about.
       genders: of speakers by name.
       budget: of each probe.
     """
 
     train: Corpus
+    held_out: Corpus
     genders: Mapping[str, str]
     budget: Budget = Budget()
 
@@ -49,8 +51,6 @@ class Probing:
 def run_probes(
     probing: Probing,
     coders: Mapping[str, Coder],
-    held_out: Corpus,
-    coded: Mapping[str, Sequence[Coded | None]],
     book: Verdicts,
     known: Callable[[dict[str, Any]], None],
 ) -> None:
@@ -59,14 +59,12 @@ def run_probes(
     Args:
       probing: see there.
       coders: by name.
-      held_out: the utterances that probes are asked about.
-      coded: what each coder made of them.
       book: of probes that were trained before.
       known: is given, whenever there is more of it, {"protocol", "train": {"utterances",
         "minutes"}, "tasks": name -> {"unavailable": why} or {"classes", "note", "examples": [train,
         held-out], "baseline": figures, "systems": coder -> head -> figures}}.
     """
-    train, budget = probing.train, probing.budget
+    train, held_out, budget = probing.train, probing.held_out, probing.budget
     tasks = make_tasks(train, held_out, probing.genders)
     open_tasks = {name: task for name, task in tasks.items() if isinstance(task, Task)}
     found: dict[str, Any] = {
@@ -77,12 +75,13 @@ def run_probes(
     identity = fingerprint(found["protocol"], train.fingerprint, held_out.fingerprint)
     stages = Stages(["probe"] * len(coders) * len(open_tasks) * len(HEADS), 1)
     learned = functools.lru_cache(1)(lambda name: _code(name, coders[name], train))
+    asked = functools.lru_cache(1)(lambda name: _code(name, coders[name], held_out))
 
     def ask(name: str, title: str, head: Head) -> dict[str, Any]:
         task, coder = open_tasks[title], coders[name]
         key = fingerprint(identity, coder.identity, head, task)
         return book.ask(
-            key, lambda: _json(probe(task, head, coder, learned(name), coded[name], budget))
+            key, lambda: _json(probe(task, head, coder, learned(name), asked(name), budget))
         )
 
     for job in itertools.product(coders, open_tasks, HEADS):
@@ -95,7 +94,7 @@ def run_probes(
 
 def _code(name: str, coder: Coder, corpus: Corpus) -> list[Coded | None]:
     stages = Stages(["code"], len(corpus.ids))
-    title = f"{name}: coding what probes learn from"
+    title = f"{name}: coding what probes learn from or are asked about"
     return stages.map("code", title, lambda rows: [coder.encode(corpus.audios[i]) for i in rows])
 
 

@@ -116,7 +116,7 @@ def compare(
             result["probes"] = probes
             report.write(out, result)
 
-        run_probes(probing, coders, corpus, coded, Verdicts(out / PROBES), known)
+        run_probes(probing, coders, Verdicts(out / PROBES), known)
     return result
 
 
@@ -157,7 +157,8 @@ def run_suite(
       speaker_encoder: the d-vector ONNX file; None where onnxruntime is missing, which is refused.
       text_tokenizer: of the language model, for the cost of TASTE's words.
       limit: utterances of each dataset at most.
-      probes: utterances of each train split that probes learn from; None for no probes.
+      probes: utterances of each train split that probes learn from; they are asked about all
+        held-out ones. None for no probes.
       genders: of speakers by name, for a probe.
 
     Raises:
@@ -170,7 +171,9 @@ def run_suite(
         raise UserError("all of it is one voice", "add a dataset of another: --datasets A B")
     if len({one.name for one in tokenizers}) < len(tokenizers):
         raise UserError("two tokenizers are named and coded alike", "compare them in runs apart")
-    probing = Probing(open_training(datasets, probes), genders) if probes is not None else None
+    probing = None
+    if probes is not None:
+        probing = Probing(open_training(datasets, probes), open_held_out(datasets, None), genders)
     asr, book = Asr(whisper), Verdicts(out / VERDICTS)
     voices = SpeakerEncoder(speaker_encoder)
     judges = Judges(
