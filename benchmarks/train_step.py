@@ -3,6 +3,7 @@
     python benchmarks/train_step.py                    # SmolLM2-135M's sizes, on this CPU
     python benchmarks/train_step.py --rows 8 --columns 2048 --dtype bfloat16    # on a GPU
     python benchmarks/train_step.py --sizes gin/models/llama32_1b.gin ...
+    python benchmarks/train_step.py --levanter PYTHON    # and Levanter's; see levanter_step.py
 
 A step is forward, loss, backward, clipping and AdamW, of all weights. Ours and theirs take turns,
 so that whatever else the machine does slows both; a ratio is that of neighbours in time. Both have
@@ -20,7 +21,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import gc
+import json
 import os
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -60,6 +63,7 @@ def main() -> None:
     parser.add_argument("--packed", action="store_true", help="records of 10 to 120 columns")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--remat", default="none", help="as BackboneConfig.remat")
+    parser.add_argument("--levanter", metavar="PYTHON", help="of an environment with Levanter")
     parser.add_argument("--repeats", type=int, default=7)
     args = parser.parse_args()
     threads = len(os.sched_getaffinity(0))  # as many as XLA takes
@@ -79,31 +83,34 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent) / "llm"
-        ours = make_ours(sizes, batch, folder)
-        theirs = make_theirs(folder, batch, args.dtype)
+        steps = {"ours": make_ours(sizes, batch, folder)}
+        steps["PyTorch"] = make_theirs(folder, batch, args.dtype)
+        if args.levanter:
+            steps["Levanter"] = make_levanter(args.levanter, folder, batch)
+    tolerance = 1e-4 if args.dtype == "float32" else 1e-2
     for at in range(CHECKED):
-        mine, other = float(ours()), float(theirs())
-        print(f"loss before update {at + 1}: ours {mine:.5f}, PyTorch {other:.5f}", flush=True)
-        tolerance = 1e-4 if args.dtype == "float32" else 1e-2
-        if abs(mine - other) > tolerance * abs(other):
-            raise SystemExit("the two do not train the same model")
+        found = {name: float(run()) for name, run in steps.items()}
+        said = ", ".join(f"{name} {loss:.5f}" for name, loss in found.items())
+        print(f"loss before update {at + 1}: {said}", flush=True)
+        if np.ptp([*found.values()]) > tolerance * found["PyTorch"]:
+            raise SystemExit("they do not train the same model")
     tokens = int(lengths.sum())
-    spent = take_turns([ours, theirs], args.repeats)
+    spent = take_turns([*steps.values()], args.repeats)
     peak = flops.peak(jax.devices()[0].device_kind)
     print("\n| step | s, median (least to most) | tokens/s | Tflop/s | MFU |")
     print("|---|---|---|---|---|")
-    for name, times in zip(("ours", "PyTorch"), spent.T, strict=True):
+    for name, times in zip(steps, spent.T, strict=True):
         middle = np.median(times)
         share = f"{work / middle / peak:.1%}" if peak else ""
         print(
             f"| {name} | {middle:.3f} ({times.min():.3f} to {times.max():.3f}) | "
             f"{tokens / middle:.0f} | {work / middle / 1e12:.3f} | {share} |"
         )
-    ratios = spent[:, 1] / spent[:, 0]
-    middle, low, high = np.percentile(ratios, (50, 25, 75))
-    least = spent[:, 1].min() / spent[:, 0].min()
-    print(f"\nours is {middle:.2f} times as fast (quartiles {low:.2f} to {high:.2f}); by the least "
-          f"times {least:.2f}")  # fmt: skip
+    for at, name in [*enumerate(steps)][1:]:
+        middle, low, high = np.percentile(spent[:, at] / spent[:, 0], (50, 25, 75))
+        least = spent[:, at].min() / spent[:, 0].min()
+        print(f"\nours is {middle:.2f} times as fast as {name} (quartiles {low:.2f} to {high:.2f}; "
+              f"by the least times {least:.2f})")  # fmt: skip
 
 
 def make_batch(sizes: BackboneConfig, rows: int, columns: int, packed: bool) -> Batch:
@@ -207,6 +214,28 @@ def make_theirs(folder: Path, batch: Batch, dtype: str) -> Step:
         return value.detach()
 
     return run
+
+
+def make_levanter(python: str, folder: Path, batch: Batch) -> Step:
+    """The same step in Levanter, in a process of another Python."""
+    np.savez(folder / "batch.npz", **batch)
+    script = Path(__file__).with_name("levanter_step.py")
+    child = subprocess.Popen(
+        [python, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    settings = dataclasses.asdict(ADAMW)
+    names = ("learning_rate", "b1", "b2", "epsilon", "weight_decay", "clip_norm")
+    job = {"folder": str(folder), "batch": str(folder / "batch.npz")}
+
+    def ask(line: str) -> dict[str, Any]:
+        child.stdin.write(line + "\n")
+        child.stdin.flush()
+        if not (answer := child.stdout.readline()):
+            raise SystemExit("Levanter's process has ended")
+        return json.loads(answer)
+
+    ask(json.dumps(job | {"adamw": {name: settings[name] for name in names}}))
+    return lambda: ask("")["loss"]
 
 
 def take_turns(steps: list[Step], repeats: int) -> np.ndarray:

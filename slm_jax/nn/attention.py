@@ -15,13 +15,11 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from slm_jax.nn import splash
-from slm_jax.nn.remat import recomputed
+from slm_jax.nn import head_by_head, splash
 
 Backend = Literal["xla", "splash", "cudnn"]
 _forced: contextvars.ContextVar[Backend | None] = contextvars.ContextVar("backend", default=None)
 _LARGE = 2**16  # scores of a head, from which on a CPU takes one head after the other
-_BLOCK = 512  # queries that it takes at once
 
 
 @jax.tree_util.register_dataclass
@@ -102,9 +100,7 @@ def choose(q: jax.Array, k: jax.Array, mask: MaskSpec, platform: str) -> Backend
     Splash and cuDNN tell order by the place in the row. cuDNN has no segments, and given them by
     other libraries ignores them without a word, so packed rows on a GPU stay with XLA.
     """
-    in_row = mask.causal and mask.q_positions is None and mask.kv_positions is None
-    to_itself = q.shape[1] == k.shape[1] and mask.q_segment_ids is mask.kv_segment_ids
-    if not (in_row and to_itself):
+    if not (mask.causal and _in_row(q, k, mask)):
         return "xla"
     if platform == "tpu" and splash.fits(q, k):
         return "splash"
@@ -127,15 +123,21 @@ def using(backend: Backend) -> Iterator[None]:
 def _xla(q: jax.Array, k: jax.Array, v: jax.Array, mask: MaskSpec) -> jax.Array:
     batch, queries, heads, width = q.shape
     keys, kv_heads = k.shape[1:3]
-    q = q.reshape(batch, queries, kv_heads, heads // kv_heads, width)
     visible = mask.dense(queries, keys)
-    alone = jax.sharding.get_abstract_mesh().size == 1  # a loop over heads would send each to all
+    alone = jax.sharding.get_abstract_mesh().size <= 1  # a loop over heads would send each to all
     if queries * keys >= _LARGE and platform() == "cpu" and alone:
-        return _head_by_head(q, k, v, visible).reshape(batch, queries, heads, width)
+        return head_by_head.attention(q, k, v, visible, mask.causal and _in_row(q, k, mask))
+    q = q.reshape(batch, queries, kv_heads, heads // kv_heads, width)
     scores = jnp.einsum("bskgh,btkh->bkgst", q, k, preferred_element_type=jnp.float32)
     weights = _weights(scores, width, None if visible is None else visible[:, None, None])
     out = jnp.einsum("bkgst,btkh->bskgh", weights.astype(v.dtype), v)
     return out.reshape(batch, queries, heads, width)
+
+
+def _in_row(q: jax.Array, k: jax.Array, mask: MaskSpec) -> bool:
+    """Whether a row attends to itself and tells order by the place in it."""
+    by_place = mask.q_positions is None and mask.kv_positions is None
+    return by_place and q.shape[1] == k.shape[1] and mask.q_segment_ids is mask.kv_segment_ids
 
 
 def _weights(scores: jax.Array, width: int, visible: jax.Array | None) -> jax.Array:
@@ -143,35 +145,3 @@ def _weights(scores: jax.Array, width: int, visible: jax.Array | None) -> jax.Ar
     if visible is not None:
         scores = jnp.where(visible, scores, jnp.finfo(scores.dtype).min)
     return jax.nn.softmax(scores, axis=-1)
-
-
-def _head_by_head(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array | None) -> jax.Array:
-    """q [B, S, Hkv, G, h], k and v [B, T, Hkv, h], visible [B or 1, S, T] -> [B, S, Hkv, G, h].
-
-    XLA:CPU multiplies one pair of matrices faster than a batch of them, and scores of a block of
-    one head's queries stay in its caches. They are read as seldom as can be: the scale is on the
-    queries, and the weights are brought to a sum of 1 behind their product with the values.
-    """
-    batch, queries, kv_heads, group, width = q.shape
-
-    def head(one: tuple[jax.Array, ...]) -> jax.Array:
-        row, q, k, v = one
-        seen = None if visible is None else jnp.take(visible, row, axis=0, mode="clip")
-
-        def query(one: tuple[jax.Array, jax.Array | None]) -> jax.Array:
-            q, seen = one
-            scores = jnp.einsum("gh,th->gt", q, k, preferred_element_type=jnp.float32)
-            if seen is not None:
-                scores = jnp.where(seen, scores, jnp.finfo(scores.dtype).min)
-            highest = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
-            weights = jnp.exp(scores - highest)
-            mixed = weights.astype(v.dtype) @ v
-            return mixed / weights.sum(axis=-1, keepdims=True).astype(v.dtype)
-
-        return jax.lax.map(query, (q, seen), batch_size=_BLOCK)
-
-    rows = jnp.repeat(jnp.arange(batch), kv_heads)
-    q = (q * width**-0.5).swapaxes(1, 2).reshape(-1, queries, group, width)
-    k, v = (x.swapaxes(1, 2).reshape(-1, *x.shape[1::2]) for x in (k, v))
-    out = jax.lax.map(recomputed(head), (rows, q, k, v))  # scores cost more to keep than to make
-    return out.reshape(batch, kv_heads, queries, group, width).swapaxes(1, 2)

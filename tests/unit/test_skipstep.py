@@ -62,7 +62,7 @@ def test_without_spikes_nothing_changes():
     for (weights, _), gradient in zip(ours, losses, strict=True):
         updates, kept = jax.jit(update.update)({"a": jnp.full(3, gradient)}, kept, params)
         params = optax.apply_updates(params, updates)
-        np.testing.assert_array_equal(weights, params["a"])
+        np.testing.assert_allclose(weights, params["a"], atol=1e-6)  # but for rounding
     assert skipped(ours)[-1] == 0
 
 
