@@ -113,7 +113,7 @@ def _wait(number: int, future: futures.Future, reading: Reading, source: Callabl
     until = reading.warn
     while not futures.wait([future], min(until, reading.stop) + began - time.monotonic()).done:
         waited = time.monotonic() - began
-        state = f"{_host()} has waited {waited:.0f} s for batch {number}, now at {source(number)}"
+        state = f"{host()} has waited {waited:.0f} s for batch {number}, now at {source(number)}"
         if waited >= reading.stop:
             raise UserError(
                 state,
@@ -125,7 +125,8 @@ def _wait(number: int, future: futures.Future, reading: Reading, source: Callabl
     return future.result()
 
 
-def _host() -> str:
+def host() -> str:
+    """This host, and which of several processes this is, for messages."""
     name = socket.gethostname()
     if jax.process_count() == 1:
         return name

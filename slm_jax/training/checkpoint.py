@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import sys
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -23,9 +24,10 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from slm_jax import config
+from slm_jax.data.ahead import host
 from slm_jax.errors import UserError
 from slm_jax.nn import tree
-from slm_jax.training import best, disk, inventory, step_folder
+from slm_jax.training import best, disk, distributed, inventory, step_folder
 from slm_jax.training.distributed import is_main
 from slm_jax.training.state import averaged
 
@@ -82,6 +84,7 @@ class Store:
         self.directory = run_dir.resolve() / DIRECTORY
         self.settings = settings
         self._pending: Future | None = None
+        self._failed = False
         self._behind = ThreadPoolExecutor(1, "checkpoint")
         if is_main():
             inventory.set_aside([self.directory / str(step) for step in steps_in(self.directory)])
@@ -90,6 +93,7 @@ class Store:
         training = ocp.training
         self._orbax = training.Checkpointer(
             self.directory,
+            context=_context(),
             save_decision_policy=training.save_decision_policies.FixedIntervalPolicy(
                 settings.every
             ),
@@ -116,6 +120,9 @@ class Store:
                 kind = UserError
                 raise
         finally:
+            if self._failed and jax.process_count() > 1:
+                # All are here; the parts that wait for one that failed would wait for minutes.
+                jax.distributed.shutdown()
             # After an error the first one is the one to show; Orbax raises a failed save again.
             with contextlib.suppress(*([Exception] if kind else [])):
                 self._orbax.close()
@@ -144,7 +151,7 @@ class Store:
           held_out: losses of this state, where it was measured.
 
         Raises:
-          UserError: this or the previous save found the disk full.
+          UserError: this or the previous save found the disk full, here or on another host.
         """
         if not (force or step % self.settings.every == 0) or step == self.latest:
             return
@@ -163,12 +170,14 @@ class Store:
         """Returns when the save under way is on disk.
 
         Raises:
-          UserError: it found the disk full.
+          UserError: it found the disk full, here or on another host.
         """
         pending, self._pending = self._pending, None
         if pending is not None:
+            self._failed = True
             with disk.errors(self.directory):
-                pending.result()
+                distributed.result(pending)
+            self._failed = False
 
     def about(self, step: int) -> dict[str, Any]:
         """What `save` was given as `about` at that step."""
@@ -196,9 +205,34 @@ class Store:
         return state | _average(loaded)
 
     def _complete(self, saving: Any, step: int) -> None:
-        saving.result()
-        if is_main():
-            inventory.write(self.directory / str(step))
+        try:
+            saving.result()
+            if is_main():
+                inventory.write(self.directory / str(step))
+        except Exception as error:
+            _say(error)
+            raise
+        distributed.barrier(f"slm_jax/checkpoint {step} is complete")
+
+
+def _context() -> ocp.Context:
+    """Orbax's settings, with `_barrier`, for which its v1 has no field."""
+    context = ocp.Context()
+    options = dataclasses.replace(context.asynchronous.v0(), barrier_sync_fn=_barrier)
+    context.asynchronous.v0 = lambda: options
+    return context
+
+
+def _barrier(*, key: str, timeout_ms: int) -> None:
+    """Orbax comes here at the end of a save that has failed, too, where the others will not be."""
+    if error := sys.exc_info()[1]:
+        _say(error)
+    else:
+        distributed.barrier(key, timeout_ms)
+
+
+def _say(error: BaseException) -> None:
+    distributed.failed(f"{host()}: {type(error).__name__}: {error}")
 
 
 def load_params(

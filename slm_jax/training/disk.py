@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from slm_jax.errors import UserError
 
@@ -17,12 +19,17 @@ FULL = ("No space left", "RESOURCE_EXHAUSTED", "Disk quota exceeded", "File too 
 
 
 def check_space(directory: Path, state: Any) -> None:
-    """Raises a UserError if the disk has less room than this process writes of `state`."""
+    """Raises a UserError if the disk of a process has less room than it writes of `state`."""
     shards = (s for leaf in jax.tree.leaves(state) for s in leaf.addressable_shards)
     needed = sum(shard.data.nbytes for shard in shards if shard.replica_id == 0)
     free = shutil.disk_usage(directory).free
-    if needed > free:
-        raise _full(directory, f"{needed / 1e9:.2f} GB wanted, {free / 1e9:.2f} free")
+    rooms = np.array([[needed, free]], np.float32) / 1e9
+    if jax.process_count() > 1:  # else the others would begin to save, and wait
+        rooms = multihost_utils.process_allgather(rooms, tiled=True)
+    for process, (wanted, room) in enumerate(rooms):
+        if wanted > room:
+            whose = f"process {process}: " if len(rooms) > 1 else ""
+            raise _full(directory, f"{whose}{wanted:.2f} GB wanted, {room:.2f} free")
 
 
 @contextlib.contextmanager

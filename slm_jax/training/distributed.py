@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import threading
+import time
+from concurrent import futures
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
+from jax._src import distributed as service
 from jax.experimental import multihost_utils
 
 from slm_jax.errors import UserError
@@ -20,6 +24,11 @@ VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 # After so many seconds without a sign of life of one process, or after the end of one that the
 # others do not follow, JAX ends them all and names it: they would wait in a collective for ever.
 SILENCE = {"heartbeat_timeout_seconds": 30, "shutdown_timeout_seconds": 60}
+# What processes write to each other, in the store of JAX's coordination service.
+NOTICE = "RECEIVED_PREEMPTION_NOTICE"  # JAX's own: one of them has had a SIGTERM
+STOP = "slm_jax/stops before the first step"
+FAILED = "slm_jax/failed"
+POLL = 1.0  # seconds between two looks at these
 
 
 def initialize() -> None:
@@ -66,16 +75,43 @@ def _alone_on_host() -> bool:
     return slurm or os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") == "1"
 
 
-def compile_together(function: Any, *args: Any) -> None:
-    """Compiles a jitted function for these arguments, and returns when all processes have.
+def barrier(key: str, timeout_ms: int = 24 * 3600 * 1000) -> None:
+    """Waits until all processes are at the place of that name, which is for one time.
 
-    Otherwise the first to be ready would wait for the others in its first collective, where Gloo
-    waits 30 s for them.
+    No device takes part, so that threads behind the loop can wait, too.
+
+    Raises:
+      JaxRuntimeError: a process has died, or was not here in time.
     """
     if jax.process_count() > 1:
-        function.lower(*args).compile()  # which the call that follows finds
-        with jax.transfer_guard("allow"):
-            multihost_utils.sync_global_devices("compiled")
+        service.global_state.client.wait_at_barrier(key, timeout_ms)
+
+
+def result(future: futures.Future) -> Any:
+    """What a future gives that needs all processes, unless one says that it has `failed`.
+
+    Raises:
+      RuntimeError: with what it said.
+    """
+    if jax.process_count() > 1:
+        while not futures.wait([future], POLL).done:
+            if problem := _posted(FAILED):
+                raise RuntimeError(problem)
+    return future.result()
+
+
+def failed(problem: str) -> None:
+    """Has the others that wait for a `result`, now or later, raise with the first such problem."""
+    if client := service.global_state.client:
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # another was the first
+            client.key_value_set(FAILED, problem)
+
+
+def _posted(key: str) -> str | None:
+    try:
+        return service.global_state.client.key_value_try_get(key)
+    except jax.errors.JaxRuntimeError:  # nobody has
+        return None
 
 
 def is_main() -> bool:
@@ -87,8 +123,9 @@ class Preemption:
     """Turns SIGTERM into a question that the loop asks between two pieces of its work.
 
     Before the first question there is nothing to lose: a lone process then ends at once with status
-    PREEMPTED, even while XLA compiles. With several processes JAX's preemption service catches the
-    signal on whichever host gets it, and agrees with all others on the question to stop at.
+    PREEMPTED, even while XLA compiles; of several, all do until the last of them has compiled
+    (`compile`). After that JAX's preemption service, which catches the signal on whichever host
+    gets it, agrees with all on the question to stop at.
     """
 
     def __enter__(self) -> Preemption:
@@ -98,9 +135,12 @@ class Preemption:
             # Python's own handlers wait for XLA to return; a byte in this pipe does not.
             self._bell, ringer = socket.socketpair()
             ringer.setblocking(False)
-            threading.Thread(target=self._listen, name="preemption", daemon=True).start()
             self._ringer, self._old_bell = ringer, signal.set_wakeup_fd(ringer.fileno())
             self._old_handler = signal.signal(signal.SIGTERM, self._on_signal)
+        else:
+            self._ready, self._all_ready = threading.Lock(), threading.Event()
+        listen = self._listen if self._alone else self._listen_to_all
+        threading.Thread(target=listen, name="preemption", daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -110,6 +150,20 @@ class Preemption:
             self._ringer.close()  # which ends the thread
             if self._told and not self._heard:  # it came after the last question
                 signal.raise_signal(signal.SIGTERM)
+        else:
+            self._all_ready.set()
+
+    def compile(self, function: Any, *args: Any) -> None:
+        """Compiles a jitted function for these arguments, and returns when all processes have.
+
+        Otherwise the first to be ready would wait for the others in its first collective, where
+        Gloo waits 30 s for them.
+        """
+        if not self._alone:
+            function.lower(*args).compile()  # which the call that follows finds
+            self._ready.acquire()  # for good: from here on this process does not stop by itself
+            barrier("slm_jax/compiled")
+            self._all_ready.set()
 
     def stop(self) -> bool:
         """Whether to save and stop now; every process must ask equally often."""
@@ -126,5 +180,24 @@ class Preemption:
         with self._bell:
             while number := self._bell.recv(1):
                 if number[0] == signal.SIGTERM and not self._questions:
-                    print("stopped by SIGTERM before a step was done: nothing is lost", flush=True)
-                    os._exit(PREEMPTED)
+                    _leave()
+
+    def _listen_to_all(self) -> None:
+        """Until all have compiled: one that has not need not, and then none can go on."""
+        while not self._all_ready.wait(POLL):
+            if _posted(NOTICE) and self._ready.acquire(blocking=False):
+                service.global_state.client.key_value_set(STOP, "1", allow_overwrite=True)
+                _leave()
+            if _posted(STOP):
+                _leave()
+
+
+def _leave() -> NoReturn:
+    """Ends the process, whatever its other threads do; of several, all at one time."""
+    print("stopped by SIGTERM before a step was done: nothing is lost", flush=True)
+    if jax.process_count() > 1:
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            service.global_state.client.wait_at_barrier("slm_jax/left", 10_000)
+        if is_main():  # who serves the others: let them hear that all are here
+            time.sleep(1)
+    os._exit(PREEMPTED)

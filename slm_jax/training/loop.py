@@ -18,7 +18,7 @@ from flax import nnx
 from slm_jax.nn import tree
 from slm_jax.training import best, metrics, partitioning, provenance, setup, weights
 from slm_jax.training.checkpoint import Store
-from slm_jax.training.distributed import Preemption, compile_together, is_main
+from slm_jax.training.distributed import Preemption, is_main
 from slm_jax.training.goodput import Goodput
 from slm_jax.training.held_out import HeldOut
 from slm_jax.training.job import TrainJob
@@ -127,7 +127,7 @@ def train(
                     named = profile.before(done + 1)
                 with goodput.spend("compile" if first else "step"), named:
                     if first:
-                        compile_together(program.step, now, placed, reference)
+                        preemption.compile(program.step, now, placed, reference)
                     now, measured = program.step(now, placed, reference)
                     entry = (measured, batch["segment_ids"], wait.seconds)
                     previous = deferred.push(done + 1, entry)

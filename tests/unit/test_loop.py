@@ -1,6 +1,7 @@
 """The loop of a tiny run that is interrupted and continued: what it keeps, logs, and never waits
 for."""
 
+import dataclasses
 import gzip
 import json
 import struct
@@ -15,12 +16,15 @@ from jax._src.array import ArrayImpl
 from tensorboardX.proto.event_pb2 import Event
 
 from slm_jax import config
+from slm_jax.data.ahead import Reading
 from slm_jax.errors import UserError
 from slm_jax.training import checkpoint, loop, metrics
+from slm_jax.training.digest import digest
 from slm_jax.training.watch import Watch
 from slm_jax.training.writers import Clip
 
 STEPS, SAVED, KILLED = 8, 4, 6
+MIXTURE = {"data": 0.75, "other": 0.25}
 SETTINGS = {
     "TrainJob.steps": STEPS,
     "TrainJob.eval_every": 2,
@@ -50,8 +54,10 @@ def run(tmp_path_factory):
       how often an implicit transfer was refused between its steps.
     """
     root = tmp_path_factory.mktemp("loop")
-    tiny_job.write_data(root / "data")
-    job = config.loads(tiny_job.gin(root / "data", root / "runs", **SETTINGS))
+    for seed, name in enumerate(MIXTURE):
+        tiny_job.write_data(root / name, seed)
+    mixed = {"MixtureSpec.parts": tuple((str(root / name), rate) for name, rate in MIXTURE.items())}
+    job = config.loads(tiny_job.gin(root / "data", root / "runs", **SETTINGS | mixed))
 
     def listen(params):
         return [Clip("said/0", np.full(800, 0.5, np.float32), 16000, "a [...] b")]
@@ -127,6 +133,21 @@ def test_every_step_is_logged_once_over_the_restart(run):
     assert [line["step"] for line in lines(run, "train")] == list(range(1, STEPS + 1))
     assert [line["step"] for line in lines(run, "eval")] == [2, 4, 6, 8]
     assert run["outcome"].trained == STEPS - SAVED
+
+
+def test_each_step_is_given_the_loaders_batch_over_the_restart(run):
+    """With threads ahead of it; what test_loader.py says of batches is said of the loop's."""
+    job = run["job"]
+    loader = dataclasses.replace(job, reading=Reading(threads=1, ahead=0)).loader("train")
+    batches = [jax.jit(digest)(loader.batch(step)) for step in range(STEPS)]
+    assert [line["batch"] for line in lines(run, "train")] == [f"{int(x):08x}" for x in batches]
+
+
+def test_rates_are_met_in_every_window_of_the_rows_trained_on(run):
+    loader, rows = run["job"].loader("train"), range(run["job"].batch_size)
+    names = [row["dataset"] for step in range(STEPS) for row in loader.origin(step, rows)]
+    other = [name.endswith("/other") for name in names]
+    assert {sum(other[start : start + 4]) for start in range(0, len(other), 4)} == {1}
 
 
 def test_time_is_accounted_for_over_the_restart(run):

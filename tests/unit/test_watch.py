@@ -4,13 +4,15 @@ import shutil
 import threading
 import time
 
+import jax
 import pytest
 import tiny_job
 
 from data_pipelines import fetch
 from slm_jax import config
 from slm_jax.evaluation import watch
-from slm_jax.training import checkpoint, loop, metrics
+from slm_jax.training import checkpoint, loop, metrics, setup, weights
+from slm_jax.training.held_out import HeldOut
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +20,8 @@ def run(tmp_path_factory):
     """A run that has measured and kept every checkpoint: 2, 4 and 6."""
     root = tmp_path_factory.mktemp("watch")
     tiny_job.write_data(root / "data")
-    text = tiny_job.gin(root / "data", root / "runs") + "Checkpoints.keep = 3\n"
+    more = {"Checkpoints.keep": 3, "Optimizer.ema": 0.5}
+    text = tiny_job.gin(root / "data", root / "runs", **more)
     settings = ["TrainJob.steps=6", "TrainJob.eval_every=2", "Checkpoints.every=2"]
     (root / "job.gin").write_text(text)
     job = config.load([root / "job.gin"], settings)
@@ -62,6 +65,20 @@ def test_checkpoints_that_appear_are_measured_once_until_the_last(run, copy, cap
     watch.watch(copy, fetch.locate, 0.05)  # starts again: nothing is left to do
     assert measured(copy / "held_out") == found
     assert "held out after" not in capsys.readouterr().out
+
+
+def test_what_is_measured_is_the_average_of_the_weights(run):
+    job = config.load([run / "config.gin"])
+    program = setup.make(job)
+    with jax.set_mesh(program.mesh):
+        measure = HeldOut(program, job.loader("validation"), weights.reference(program, None))
+        averaged, last = (
+            measure(checkpoint.load_params(run, program.state["params"], average).params)
+            for average in (True, False)
+        )
+    (loops,) = [losses for step, losses in measured(run) if step == 6]
+    assert averaged == pytest.approx(loops, rel=1e-5)
+    assert abs(last["text"] - loops["text"]) > 1e-4
 
 
 def test_checkpoints_that_vanish_or_are_damaged_are_left_out(run, copy, capsys, monkeypatch):
