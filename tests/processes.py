@@ -8,20 +8,15 @@ import time
 
 from slm_jax.paths import REPO
 from slm_jax.training import metrics
+from slm_jax.training.distributed import VARIABLES
 
 
 def start(gin_file, tmp_path, *flags, devices=1, **env):
     """launch/train.py on `gin_file` in a process of its own, over so many CPU devices."""
-    flags_of_xla = (
-        f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-    )
     return subprocess.Popen(
         [sys.executable, str(REPO / "launch" / "train.py"), f"--gin_file={gin_file}", *flags],
         cwd=tmp_path,
-        env=os.environ
-        | {"SLM_JAX_CACHE": str(tmp_path / "cache"), "XLA_FLAGS": flags_of_xla}
-        | {"JAX_PLATFORMS": "cpu"}
-        | env,
+        env=on_devices(devices) | {"SLM_JAX_CACHE": str(tmp_path / "cache")} | env,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -30,13 +25,38 @@ def start(gin_file, tmp_path, *flags, devices=1, **env):
 
 def start_two(gin_file, tmp_path, *flags, devices=1, **env):
     """The same as two processes of so many devices each, which find each other."""
+    return [start(gin_file, tmp_path, *flags, devices=devices, **own | env) for own in together(2)]
+
+
+def start_scripts(code, count, devices, *args):
+    """`code` as so many processes of so many CPU devices each, which find each other."""
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", code, *map(str, args)],
+            cwd=REPO,
+            env=on_devices(devices) | own,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for own in together(count)
+    ]
+
+
+def on_devices(count):
+    """The environment with so many CPU devices, and otherwise the compiler flags of these tests."""
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={count}"
+    return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+
+
+def together(count):
+    """What the environment says to each of so many processes that are to find each other."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
-        env["JAX_COORDINATOR_ADDRESS"] = f"localhost:{free.getsockname()[1]}"
-    env["JAX_NUM_PROCESSES"] = "2"
+        address = f"localhost:{free.getsockname()[1]}"
     return [
-        start(gin_file, tmp_path, *flags, devices=devices, JAX_PROCESS_ID=str(index), **env)
-        for index in range(2)
+        dict(zip(VARIABLES, (address, str(count), str(index)), strict=True))
+        for index in range(count)
     ]
 
 

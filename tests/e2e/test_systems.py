@@ -1,7 +1,6 @@
 """Every system of gin/systems/tiny learns, decodes, and gives its streams back."""
 
 import dataclasses
-import functools
 import json
 from types import SimpleNamespace as NS
 
@@ -39,13 +38,6 @@ ALWAYS = {
 # Units without alignment, sparse text, a frozen text model and long rows take longer.
 PATIENT = {"llama_omni": 320, "moshi_stt": 240, "freeze_omni": 240, "waveform": 240}
 LEARNED = 0.7  # of the first held-out loss is left at most
-
-
-@pytest.fixture
-def quickly_compiled(monkeypatch):
-    """What is compiled in a test runs for a second or two: LLVM need not make it fast."""
-    options = {"xla_backend_optimization_level": 0}
-    monkeypatch.setattr(jax, "jit", functools.partial(jax.jit, compiler_options=options))
 
 
 @pytest.fixture(scope="session")
@@ -239,7 +231,6 @@ def test_the_main_loop_trains_a_system(shards, tmp_path):
         for path in FILES
     ],
 )
-@pytest.mark.usefixtures("quickly_compiled")
 def test_a_system_learns_decodes_and_restores(path, shards, tmp_path):
     system, seq_len = system_of(path)
     layout = system.layout

@@ -28,12 +28,11 @@ def place(tmp_path_factory):
 
 
 def start(place, name, *flags, count=2):
-    flags_of_xla = "--xla_backend_optimization_level=0"
     return subprocess.Popen(
         [sys.executable, str(REPO / "launch" / "local.py"), f"--processes={count}", "--devices=2",
          f"--gin_file={place / 'job.gin'}", f"--gin.TrainJob.name={name}", *flags],
         cwd=place,
-        env=os.environ | {"SLM_JAX_CACHE": str(place / "cache"), "XLA_FLAGS": flags_of_xla},
+        env=os.environ | {"SLM_JAX_CACHE": str(place / "cache")},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

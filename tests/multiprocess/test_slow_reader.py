@@ -28,8 +28,8 @@ if os.environ["JAX_PROCESS_ID"] == "1":
 @pytest.mark.slow
 def test_the_host_that_hangs_says_where_it_reads(tmp_path):
     tiny_job.write_data(tmp_path / "data")
-    settings = {"TrainJob.steps": 10_000, "TrainJob.eval_every": 10_000, "Reading.warn": 5.0,
-                "Reading.stop": 15.0}  # fmt: skip
+    settings = {"TrainJob.steps": 10_000, "TrainJob.eval_every": 10_000, "Reading.warn": 3.0,
+                "Reading.stop": 8.0}  # fmt: skip
     (tmp_path / "job.gin").write_text(
         tiny_job.gin(tmp_path / "data", tmp_path / "runs", **settings)
     )
@@ -46,7 +46,7 @@ def test_the_host_that_hangs_says_where_it_reads(tmp_path):
             process.kill()
     shard = tmp_path / "data" / "{text-tiny,taste}" / shards.shard_name("train", 0, 1)
     host = f"{socket.gethostname()} (process 1 of 2)"
-    told = [line for line in said if line.startswith(f"{host} has waited 5 s for batch ")]
+    told = [line for line in said if line.startswith(f"{host} has waited 3 s for batch ")]
     assert told and str(shard) in told[-1], said
-    assert said[-1].startswith(f"error: {host} has waited 15 s for batch ")
+    assert said[-1].startswith(f"error: {host} has waited 8 s for batch ")
     assert str(shard) in said[-1]

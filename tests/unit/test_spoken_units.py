@@ -53,7 +53,7 @@ def test_a_vocoder_speaks_the_units_that_it_was_made_for(units, tmp_path):
     assert sound[0, : frames[0] * hop].any() and not sound[0, frames[0] * hop :].any()
     alone = spoken.decode(codes[:1, : frames[0]], frames[:1], speakers[:1])
     # Rounding adds up in the phase of the pitch, and this vocoder is random.
-    np.testing.assert_allclose(alone[0], sound[0, : alone.shape[1]], atol=0.02)
+    np.testing.assert_allclose(alone[0], sound[0, : alone.shape[1]], atol=0.05)
 
 
 def test_every_fiftieth_of_a_second_has_its_unit(units):

@@ -82,7 +82,6 @@ def run(parallel, steps=2, accumulate=1, only_lora=False, spoil=False, dropout=0
             in_shardings=(placed, partitioning.batch_shardings(batch(), mesh), None),
             out_shardings=(placed, partitioning.replicated(mesh)),
             donate_argnums=0,
-            compiler_options={"xla_backend_optimization_level": 0},  # compiles in half the time
         )
         rows = batch()
         if spoil:
