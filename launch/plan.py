@@ -4,10 +4,10 @@ python launch/plan.py --gin_file=taste_pretrain.gin --hours=1e6 --accelerator=v5
 
 With --dataset=NAME in place of --hours, the audio of a dataset (its "train" split) is measured.
 
-python launch/plan.py --aot --gin_file=pods/taste_llama32_1b.gin --topology=v5e-16
+python launch/plan.py --aot --gin_file=pods/taste_llama32_1b.gin --accelerator=v5e-16
 
 compiles the job's step for a TPU slice, which need not be there (`slm_jax.planning.aot`); without
---topology, for the smallest one that it fits on.
+--accelerator, for the smallest one that it fits on.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from slm_jax.planning import accelerators, aot, speech, table
 from slm_jax.planning.plan import Assumed, make
 from slm_jax.training.job import BACKBONE_SETTINGS, TrainJob
 
+NAMES = "v5e-256, v5p-128 (cores), h100-64, 2xv5e-256"
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point."""
@@ -37,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return compile_ahead(argv)
     parser = argparse.ArgumentParser(description="Says what a training job takes.")
     add = parser.add_argument
-    add("--accelerator", required=True, help="v5e-256, v5p-128 (cores), h100-64, 2xv5e-256")
+    add("--accelerator", required=True, help=NAMES)
     add("--hours", type=float, help="of audio")
     add("--dataset", help="name or folder of one, to be measured")
     add("--words_per_minute", type=float, default=speech.Pace.words, help="of the --hours")
@@ -74,11 +76,11 @@ def compile_ahead(argv: Sequence[str]) -> None:
     jax.config.update("jax_platforms", "cpu")  # a TPU that is here is left alone
     parser = argparse.ArgumentParser(description="Compiles a job's step for TPUs.")
     parser.add_argument("--aot", action="store_true", required=True, help="compile ahead of time")
-    parser.add_argument("--topology", help="v5e-16, v5p-128 (cores), 2xv5e-256; else the smallest")
+    parser.add_argument("--accelerator", help=f"{NAMES}; else the smallest TPU slice that does")
     parser.add_argument("--json", type=Path, help="file that the result is written to")
     job, args = config.from_flags("TrainJob", parser, argv)
     job = sized(job)
-    found = aot.compile_step(job, args.topology) if args.topology else aot.smallest(job)
+    found = aot.compile_step(job, args.accelerator) if args.accelerator else aot.smallest(job)
     print(found)
     if args.json:
         said = [flag for flag in argv if not flag.startswith("--json")]

@@ -7,6 +7,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from slm_jax.nn.attention import platform
+from slm_jax.nn.remat import recomputed
+
 # (logits [..., V], targets [...], weights [...]) -> [...]
 TokenLoss = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
@@ -31,7 +34,7 @@ def cross_entropy(
     """
     logits = logits.astype(jnp.float32)
     safe = jnp.where(weights > 0, targets, 0)
-    chosen = jnp.take_along_axis(logits, safe[..., None], axis=-1)[..., 0]
+    chosen = _at(logits, safe)
     log_z = jax.nn.logsumexp(logits, axis=-1)
     loss = log_z - chosen
     if label_smoothing:
@@ -39,3 +42,21 @@ def cross_entropy(
     if z_loss:
         loss += z_loss * log_z**2
     return loss
+
+
+def _at(logits: jax.Array, ids: jax.Array) -> jax.Array:
+    """Of logits [..., V] those at ids [...]."""
+    if platform() == "tpu":
+        return _compared(logits, ids)
+    return jnp.take_along_axis(logits, ids[..., None], axis=-1)[..., 0]
+
+
+@recomputed
+def _compared(logits: jax.Array, ids: jax.Array) -> jax.Array:
+    """The same by comparison, which joins the sum of the softmax and its gradient.
+
+    On a TPU a gather of single numbers, and the scatter of its gradient, are steps of their own,
+    with all logits in f32 between them.
+    """
+    here = jax.lax.broadcasted_iota(ids.dtype, logits.shape, logits.ndim - 1) == ids[..., None]
+    return jnp.where(here, logits, 0).sum(-1)

@@ -19,10 +19,9 @@ from slm_jax.errors import UserError
 from slm_jax.nn.placement import axes
 from slm_jax.planning import accelerators, memory, topologies
 from slm_jax.planning.accelerators import Accelerator
-from slm_jax.planning.topologies import GIB
-from slm_jax.training import setup, step
+from slm_jax.training import setup
+from slm_jax.training.chips import GIB
 from slm_jax.training.job import TrainJob
-from slm_jax.training.partitioning import Parallel
 
 COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
 _CALL = re.compile(rf" ({'|'.join(COLLECTIVES)})(?:-start)?\(")
@@ -47,7 +46,7 @@ class Compiled:
     """A train step as the TPU compiler made it.
 
     Attributes:
-      topology: such as "v5e-16".
+      accelerator: such as "v5e-16".
       chips: of it.
       mesh: sizes of its axes.
       accumulate: microbatches of a step.
@@ -59,7 +58,7 @@ class Compiled:
       seconds: that compiling took here.
     """
 
-    topology: str
+    accelerator: str
     chips: int
     mesh: dict[str, int]
     accumulate: int
@@ -76,7 +75,7 @@ class Compiled:
         calls = ", ".join(f"{count} {kind}" for kind, count in self.collectives.items())
         return "\n".join(
             (
-                f"{self.topology}   chips {self.chips}, mesh {mesh or 'of one'}, "
+                f"{self.accelerator}   chips {self.chips}, mesh {mesh or 'of one'}, "
                 f"microbatches {self.accumulate}",
                 f"peak HBM     {self.peak / GIB:.2f} of {self.limit / GIB:.2f} GiB a chip, "
                 f"{self.arguments / GIB:.2f} of it state and batch",
@@ -88,18 +87,18 @@ class Compiled:
         )
 
 
-def compile_step(job: TrainJob, topology: str) -> Compiled:
+def compile_step(job: TrainJob, name: str) -> Compiled:
     """Compiles the step that `launch/train.py` would run.
 
     Args:
       job: resolved.
-      topology: such as "v5e-16" or "2xv5e-256"; of v5p the number is that of cores, two a chip.
+      name: such as "v5e-16" or "2xv5e-256"; of v5p the number is that of cores, two a chip.
 
     Raises:
       TooLarge: the step does not fit into the memory of a chip.
-      UserError: no such topology, a mesh or batch that it does not divide, or no libtpu.
+      UserError: no such slice, a mesh or batch that it does not divide, or no libtpu.
     """
-    accelerator = accelerators.parse(topology)
+    accelerator = accelerators.parse(name)
     program = setup.make(job, topologies.devices(accelerator))
     began = time.monotonic()
     with jax.set_mesh(program.mesh):
@@ -119,12 +118,12 @@ def compile_step(job: TrainJob, topology: str) -> Compiled:
     text = compiled.as_text()
     calls = Counter(_CALL.findall(text))
     return Compiled(
-        topology=topology,
+        accelerator=name,
         chips=accelerator.chips,
         mesh=dict(program.mesh.shape),
         accumulate=job.accumulate,
         peak=peak,
-        limit=topologies.HBM[accelerator.chip.name],
+        limit=accelerator.chip.memory,
         arguments=found.argument_size_in_bytes,
         collectives=dict(sorted(calls.items())),
         kernels=text.count('custom_call_target="tpu_custom_call"'),
@@ -133,11 +132,15 @@ def compile_step(job: TrainJob, topology: str) -> Compiled:
     )
 
 
-def smallest(job: TrainJob, kinds: tuple[str, ...] = ("v5e", "v6e", "v5p")) -> Compiled:
+def smallest(job: TrainJob, kinds: tuple[str, ...] = tuple(topologies.SIZES)) -> Compiled:
     """The first slice, by chips and then by memory, that the job fits on.
 
     The global batch stays what it is: all devices share the parameters (the mesh is all fsdp but
     for the other axes of `Parallel`), and a microbatch has one row for each of them.
+
+    What cannot fit is not compiled. A device holds its part of the state, and at least half of the
+    gradients and activations that `slm_jax.planning.memory` counts (the compiler has been seen to
+    need 0.7 of them); once it has refused a slice, what it wanted there beside state and gradients.
 
     Args:
       job: resolved, with a rule for "fsdp".
@@ -153,22 +156,25 @@ def smallest(job: TrainJob, kinds: tuple[str, ...] = ("v5e", "v6e", "v5p")) -> C
         )
     slices = sorted(
         (accelerators.parse(f"{kind}-{size}") for kind in kinds for size in topologies.SIZES[kind]),
-        key=lambda one: (one.chips, topologies.HBM[one.chip.name]),
+        key=lambda one: (one.chips, one.chip.memory),
     )
-    alone = setup.make(
-        dataclasses.replace(job, parallel=Parallel(), accumulate=1), jax.devices()[:1]
-    )
-    moving, _ = step.split(alone.state["params"], alone.moving)
-    least = memory.on_device(alone.state) + memory.on_device(moving)  # whose gradients there are
+    alone, beside = None, 0.0
     for accelerator in slices:
         spread = _spread(job, accelerator.chips)
-        room = accelerator.chips * topologies.HBM[accelerator.chip.name]
-        if spread is None or least > room:
+        if spread is None:
+            continue
+        mesh = memory.mesh_of(spread, accelerator)
+        if alone is None:  # a device's share is the same on all of them
+            alone = setup.make(memory.share_of(spread, mesh), jax.devices()[:1])
+            beside = memory.activations(alone, mesh.abstract_device) / 2
+        held = memory.held(spread, mesh, alone)
+        if held.total - held.gradients / 2 + beside > accelerator.chip.memory:
             continue
         try:
             return compile_step(spread, accelerator.name)
         except TooLarge as error:
             print(f"{accelerator.name}: {error.message}", flush=True)
+            beside = max(beside, error.needed - held.total)
     raise UserError(
         f"the job fits on none of {', '.join(one.name for one in slices)}",
         "raise batch_size to a multiple of more chips, lower seq_len, or set remat to full.",
@@ -200,7 +206,7 @@ def _explained(
     if "RESOURCE_EXHAUSTED" not in str(error) or said is None:
         return error
     needed = float(said[1]) * _UNITS[said[2]]
-    limit = topologies.HBM[accelerator.chip.name]
+    limit = accelerator.chip.memory
     return TooLarge(
         f"the step needs {needed / GIB:.1f} GiB of HBM a chip, {accelerator.name} has "
         f"{limit / GIB:.2f}: {(needed - limit) / GIB:.1f} GiB too much",

@@ -88,11 +88,21 @@ def of(job: TrainJob, mesh: AbstractMesh) -> Memory:
       job: resolved; its batch divides over the mesh.
       mesh: of `mesh_of`.
     """
+    alone = setup.make(share_of(job, mesh), jax.devices()[:1])
+    return held(job, mesh, alone)._replace(activations=activations(alone, mesh.abstract_device))
+
+
+def held(job: TrainJob, mesh: AbstractMesh, alone: setup.Program) -> Memory:
+    """The same without activations, which stand as 0.
+
+    Args:
+      job, mesh: as of `of`.
+      alone: of the job's share that one device computes.
+    """
 
     def build() -> nnx.Module:
         return job.system.build(nnx.Rngs(job.seed))
 
-    alone = setup.make(share_of(job, mesh), jax.devices()[:1])
     _, params = state.skeleton(build, job.parallel.rules, mesh)
     averages = "ema" in alone.state
     whole = state.abstract_state(params, alone.update, alone.moving, averages)
@@ -103,7 +113,7 @@ def of(job: TrainJob, mesh: AbstractMesh) -> Memory:
         on_device([part for name, part in whole.items() if name != "params"]),
         on_device(moving) * (1 if job.accumulate == 1 else 2),
         on_device([flat[path] for path in tree.flatten(alone.reference)]),
-        activations(alone, mesh.abstract_device),
+        0.0,
     )
 
 

@@ -15,9 +15,6 @@ from jax.experimental import topologies
 from slm_jax.errors import UserError
 from slm_jax.planning.accelerators import Accelerator
 
-GIB = 2**30
-# HBM that the compiler gives a program, bytes a chip: the memory less what the runtime keeps.
-HBM = {"v5e": 15.75 * GIB, "v5p": 95.74 * GIB, "v6e": 31.25 * GIB}
 # Slices that `aot.smallest` tries.
 SIZES = {
     "v5e": (1, 4, 8, 16, 32, 64, 128, 256),
@@ -40,10 +37,10 @@ def devices(accelerator: Accelerator) -> Sequence[jax.Device]:
     Raises:
       UserError: it is no TPU, or libtpu is not installed.
     """
-    if accelerator.chip.name not in HBM:
+    if accelerator.platform != "tpu":
         raise UserError(
             f"{accelerator.name} cannot be compiled for without one: only TPUs can",
-            f"name one of {', '.join(HBM)}, or leave --aot out: the arithmetic knows GPUs.",
+            f"name one of {', '.join(SIZES)}, or leave --aot out: the arithmetic knows GPUs.",
         )
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(

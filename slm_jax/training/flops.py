@@ -10,7 +10,7 @@ padding, whole squares and recomputation included.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,18 +19,10 @@ from jax.interpreters import partial_eval
 
 from slm_jax.models.backbone import BackboneConfig
 from slm_jax.nn import attention
+from slm_jax.training import chips
 
-# Dense bfloat16 operations a second and chip, by the start of jax's device_kind (vendor figures).
-PEAKS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5p": 459e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA A100": 312e12,
-}
+# Of a `SpeechLM`: what they compute goes into the loss alone.
+_HEADS = ("backbone/head/", "heads/")
 
 
 def forward(config: BackboneConfig, segments: np.ndarray, codebooks: Sequence[int] = ()) -> float:
@@ -41,13 +33,8 @@ def forward(config: BackboneConfig, segments: np.ndarray, codebooks: Sequence[in
       segments: lengths in columns of the packed records.
       codebooks: classes of each speech head.
     """
-    query, key = config.heads * config.head_dim, config.kv_heads * config.head_dim
-    block = config.width * (2 * query + 2 * key + 3 * config.mlp_width)
-    heads = config.width * (config.vocab_size + sum(codebooks))
-    seen = np.minimum(segments, config.window or np.inf)  # columns that the last column sees
-    pairs = np.sum(segments * seen - seen**2 / 2, dtype=float)
-    products = 2 * np.sum(segments, dtype=float) * (config.layers * block + heads)
-    return float(products + config.layers * 4 * query * pairs)
+    weights = sum(sum(part.values()) for part in _weights(config, codebooks))
+    return 2 * np.sum(segments, dtype=float) * weights + _attention(config, segments)
 
 
 def step(
@@ -55,14 +42,65 @@ def step(
     segments: np.ndarray,
     codebooks: Sequence[int] = (),
     reference: bool = False,
+    moving: Collection[str] | None = None,
 ) -> float:
     """Operations of a training step.
 
-    The backward pass costs one forward for the activations, and one more for the weights unless
-    LoRA holds them still; a KL reference costs one forward.
+    Backwards, a product costs its forward once for its weights, if they move, and once for what it
+    reads, if something moves below it; attention costs its forward twice. A KL reference costs one
+    forward.
+
+    Args:
+      config, segments, codebooks: as of `forward`.
+      reference: whether there is one.
+      moving: paths in a `SpeechLM` of the weights that the optimizer changes; None for all.
     """
-    passes = (2 if config.lora_rank else 3) + reference
-    return passes * forward(config, segments, codebooks)
+    layers, heads = _weights(config, codebooks)
+    scores = _attention(config, segments)
+
+    def trained(weights: Mapping[str, int]) -> int:
+        moves = (p for p in weights if moving is None or any(m.startswith(p) for m in moving))
+        return sum(weights[path] for path in moves)
+
+    def below(*these: str) -> bool:
+        return moving is None or not all(path.startswith(these) for path in moving)
+
+    backward = trained(layers) + trained(heads)
+    backward += sum(heads.values()) if below(*_HEADS) else 0
+    through = below(*_HEADS, "backbone/norm/")
+    backward += sum(layers.values()) if through else 0
+    products = 2 * np.sum(segments, dtype=float) * backward + 2 * scores * through
+    return (1 + reference) * forward(config, segments, codebooks) + products
+
+
+def _weights(
+    config: BackboneConfig, codebooks: Sequence[int]
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Multiply-adds of a column, by the path of the weight: in the layers, and in the heads."""
+    width, rank, mlp = config.width, config.lora_rank, config.mlp_width
+    query, key = config.heads * config.head_dim, config.kv_heads * config.head_dim
+    sizes = {
+        "attention/q": (width, query), "attention/k": (width, key), "attention/v": (width, key),
+        "attention/o": (query, width), "mlp/gate": (width, mlp), "mlp/up": (width, mlp),
+        "mlp/down": (mlp, width),
+    }  # fmt: skip
+    layers = {}
+    for name, (inputs, outputs) in sizes.items():
+        path = f"backbone/layers/{name}"
+        layers[f"{path}/kernel"] = config.layers * inputs * outputs
+        if rank:
+            layers[f"{path}/lora_a"] = config.layers * inputs * rank
+            layers[f"{path}/lora_b"] = config.layers * rank * outputs
+    text = "embedding/embedding" if config.tie_embeddings else "head/kernel"
+    speech = width * sum(codebooks)
+    return layers, {f"backbone/{text}": width * config.vocab_size, "heads/": speech}
+
+
+def _attention(config: BackboneConfig, segments: np.ndarray) -> float:
+    """Operations of scores and of what they weigh, of all layers."""
+    seen = np.minimum(segments, config.window or np.inf)  # columns that the last column sees
+    pairs = np.sum(segments * seen - seen**2 / 2, dtype=float)
+    return float(config.layers * 4 * config.heads * config.head_dim * pairs)
 
 
 def counted(function: Callable[..., Any], *args: Any) -> float:
@@ -120,6 +158,6 @@ def segment_lengths(segment_ids: np.ndarray) -> np.ndarray:
 
 
 def peak(device_kind: str) -> float | None:
-    """Operations a second of one chip, None where unknown."""
-    fits = [kind for kind in PEAKS if device_kind.startswith(kind)]
-    return PEAKS[max(fits, key=len)] if fits else None
+    """Dense bfloat16 operations a second of one chip, None where unknown."""
+    chip = chips.of_kind(device_kind)
+    return chip and chip.peak

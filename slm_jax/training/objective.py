@@ -33,7 +33,11 @@ class Objective(NamedTuple):
 
 
 def make(
-    job: TrainJob, graphdef: nnx.GraphDef, abstract: tree.Params, example: step.Batch
+    job: TrainJob,
+    graphdef: nnx.GraphDef,
+    abstract: tree.Params,
+    example: step.Batch,
+    moving: frozenset[str] | None = None,
 ) -> Objective:
     """The objective of the job's model.
 
@@ -41,14 +45,20 @@ def make(
       job: with the backbone's sizes filled in.
       graphdef, abstract: the model.
       example: one row of a batch.
+      moving: paths of the parameters that the optimizer changes; None for all.
     """
     if isinstance(job.system.model, GridLMConfig):
-        return _of_grid(job, graphdef, abstract, example)
-    return _of_words(job, graphdef)
+        moving = frozenset(tree.flatten(abstract)) if moving is None else moving
+        return _of_grid(job, graphdef, abstract, example, moving)
+    return _of_words(job, graphdef, moving)
 
 
 def _of_grid(
-    job: TrainJob, graphdef: nnx.GraphDef, abstract: tree.Params, example: step.Batch
+    job: TrainJob,
+    graphdef: nnx.GraphDef,
+    abstract: tree.Params,
+    example: step.Batch,
+    moving: frozenset[str],
 ) -> Objective:
     module = tree.merge(graphdef, abstract)
     coefficients = job.system.model.coefficients(job.system.layout)
@@ -59,15 +69,15 @@ def _of_grid(
         token_loss = cross_entropy if key is None else job.losses.token_loss
         return tree.merge(graphdef, params).losses(batch, key, token_loss)
 
-    def total(params: tree.Params, batch: step.Batch) -> jax.Array:
-        found = sums(params, {}, batch, None)
+    def total(moving: tree.Params, held: tree.Params, batch: step.Batch) -> jax.Array:
+        found = sums(step.join(moving, held), {}, batch, None)
         return sum(found[name] for name in coefficients)
 
-    a_row = flops.counted(jax.grad(total), abstract, example)
+    a_row = flops.counted(jax.grad(total), *step.split(abstract, moving), example)
     return Objective(sums, module.weights, coefficients, lambda segments: a_row * len(segments))
 
 
-def _of_words(job: TrainJob, graphdef: nnx.GraphDef) -> Objective:
+def _of_words(job: TrainJob, graphdef: nnx.GraphDef, moving: frozenset[str] | None) -> Objective:
     """Text, speech levels, and the distance from the frozen text LLM."""
     compares = job.losses.kl > 0
     model = job.system.model
@@ -91,7 +101,7 @@ def _of_words(job: TrainJob, graphdef: nnx.GraphDef) -> Objective:
 
     def work(segment_ids: np.ndarray) -> float:
         lengths = flops.segment_lengths(segment_ids)
-        return flops.step(model.backbone, lengths, model.codebooks, compares)
+        return flops.step(model.backbone, lengths, model.codebooks, compares, moving)
 
     coefficients = job.losses.coefficients(len(model.codebooks), continuous)
     return Objective(sums, weights, coefficients, work)

@@ -80,7 +80,7 @@ def make(job: TrainJob, devices: Sequence[jax.Device] | None = None) -> Program:
         state = states.abstract_state(params, update, moving, averages=job.optimizer.ema > 0)
         reference = _reference(job, params)
         batch = _batch(job, mesh)
-        aim = objective.make(job, graphdef, params, _padding(job))
+        aim = objective.make(job, graphdef, params, _padding(job), moving)
         best.check(job.checkpoints.best, jax.eval_shape(aim.weights, batch).keys())
     whole = partitioning.replicated(mesh)
     run_step = jax.jit(

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.aot
 
 PAIRS = sorted((REPO / "tests/golden/aot/pairs").glob("*.json"))
 TOO_LARGE = [
-    "--aot", "--gin_file=pods/taste_smollm2.gin", "--topology=v5e-1", "--gin.LORA_RANK=0",
+    "--aot", "--gin_file=pods/taste_smollm2.gin", "--accelerator=v5e-1", "--gin.LORA_RANK=0",
     "--gin.BackboneConfig.layers=1", "--gin.BATCH_SIZE=1", "--gin.SEQ_LEN=128",
     "--gin.TEXT_VOCAB=4000000", "--gin.BackboneConfig.vocab_size=4000000",
 ]  # fmt: skip
@@ -31,7 +31,7 @@ def test_pair_fits_and_sends_what_it_did(path, tmp_path):
     assert found["peak"] < found["limit"] == golden["limit"]
     assert found["peak"] == pytest.approx(golden["peak"], rel=0.1)
     assert found["collectives"].keys() == golden["collectives"].keys()
-    for name in ("topology", "chips", "mesh", "accumulate", "kernels"):
+    for name in ("accelerator", "chips", "mesh", "accumulate", "kernels"):
         assert found[name] == golden[name], name
     assert found["operations"] == pytest.approx(golden["operations"])
 

@@ -2,13 +2,22 @@
 
 import dataclasses
 import importlib.util
+import json
+import runpy
+import shlex
 
 import pytest
+from flax import nnx
 
+from launch import plan
 from slm_jax import config
 from slm_jax.errors import UserError
-from slm_jax.planning import accelerators, aot, topologies
-from slm_jax.training import setup
+from slm_jax.models.speech_lm import trainable
+from slm_jax.nn import tree
+from slm_jax.paths import REPO
+from slm_jax.planning import accelerators, aot, memory, topologies
+from slm_jax.training import optimizer, setup, state
+from slm_jax.training.chips import GIB
 from slm_jax.training.partitioning import Parallel
 
 SMALL = [
@@ -81,12 +90,58 @@ def test_collectives_are_counted_once_each():
     assert aot._CALL.findall(text) == ["all-gather", "all-gather", "reduce-scatter"]
 
 
+aot_systems = runpy.run_path(str(REPO / "benchmarks" / "aot_systems.py"))
 SYSTEMS = sorted(path.stem for path in (config.GIN_DIR / "systems").glob("*.gin"))
+RESULTS = sorted(aot_systems["RESULTS"].glob("*.json"))
 
 
 @pytest.mark.parametrize("name", [name for name in SYSTEMS if name != "taste"])
 def test_every_system_takes_the_pretraining_job(name):
-    job = config.load(["pretrain.gin", f"systems/{name}.gin", "parallel/fsdp.gin"])
+    job = config.load(aot_systems["files"](name))
     backbone = job.system.model.backbone
     assert (backbone.dtype, backbone.remat) == ("bfloat16", "full")
     assert aot._spread(job, 256).accumulate == 1
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_a_committed_result_is_of_the_system_as_it_is(path):
+    """The compiler's count of state and batch is that of today's shapes, on the same slice."""
+    assert path.stem in SYSTEMS
+    found = json.loads(path.read_text(encoding="utf-8"))
+    flags = aot_systems["flags"](path.stem)
+    assert found["command"] == shlex.join(["python", "launch/plan.py", *flags])
+    accelerator = accelerators.parse(found["accelerator"])
+    assert found["peak"] < found["limit"] == accelerator.chip.memory
+    bindings = [flag.removeprefix("--gin.") for flag in flags if flag.startswith("--gin.")]
+    job = aot._spread(config.load(aot_systems["files"](path.stem), bindings), accelerator.chips)
+    mesh = memory.mesh_of(job, accelerator)
+    assert (found["mesh"], found["accumulate"]) == (dict(mesh.shape), job.accumulate)
+    params = state.skeleton(lambda: job.system.build(nnx.Rngs(0)), job.parallel.rules, mesh).params
+    moves = tree.flatten(trainable(params, job.trains))
+    moving = optimizer.moving(job.optimizer, (path for path, on in moves.items() if on))
+    whole = state.abstract_state(params, optimizer.make(job.optimizer, job.steps), moving)
+    held = memory.on_device([whole, setup._batch(job, mesh)])
+    assert found["arguments"] == pytest.approx(held, rel=0.01)
+
+
+def test_the_page_has_the_results():
+    assert aot_systems["table"]() in aot_systems["PAGE"].read_text(encoding="utf-8")
+
+
+def test_the_search_compiles_only_what_may_fit(monkeypatch):
+    """State and half of what is temporary rule a slice out, then what was wanted on another."""
+    files = ["pods/taste_llama31_8b.gin"]
+    job = plan.sized(config.load(files, ["BATCH_SIZE=16", "SEQ_LEN=1024"]))
+    asked = []
+
+    def compile_step(spread, name):  # in place of libtpu
+        asked.append((name, spread.parallel.fsdp, spread.accumulate))
+        if len(asked) == 1:
+            raise aot.TooLarge("too large", "take more", needed=110 * GIB)
+        return name
+
+    monkeypatch.setattr(aot, "compile_step", compile_step)
+    # A chip of four holds 22 GiB of parameters and moments and 7.5 or 15 GiB of gradients: v5e has
+    # no room for that. Beside these the compiler wanted 73 GiB: only v5p has them, of eight.
+    assert aot.smallest(job) == "v5p-16"
+    assert asked == [("v6e-4", 4, 4), ("v5p-16", 8, 2)]

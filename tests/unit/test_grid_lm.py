@@ -17,6 +17,7 @@ from slm_jax.decoding.one_shot import OneShot
 from slm_jax.decoding.samplers import Sampling
 from slm_jax.errors import UserError
 from slm_jax.layouts import Layout, Par
+from slm_jax.models import grid_losses
 from slm_jax.models.grid_config import GridLMConfig, predicted
 from slm_jax.models.grid_embedding import EmbeddingConfig
 from slm_jax.models.nar import stages
@@ -220,6 +221,13 @@ def test_the_whole_of_depths_columns_is_the_sum_without_choice():
     for key, value in every.losses(batch).items():
         np.testing.assert_allclose(some.losses(batch)[key], value, rtol=1e-5)
         np.testing.assert_allclose(some.weights(batch)[key], every.weights(batch)[key])
+
+
+def test_columns_with_targets_come_first():
+    wanted = np.array([[0, 1, 0, 0, 1, 1], [1, 1, 1, 1, 0, 1], [0, 0, 0, 0, 0, 0]]) > 0
+    np.testing.assert_array_equal(
+        grid_losses.first(wanted, 4), [[1, 4, 5, 0], [0, 1, 2, 3], [0, 1, 2, 3]]
+    )
 
 
 def test_nar_stage_is_the_level_that_a_record_predicts():

@@ -12,6 +12,8 @@ from flax import nnx
 from slm_jax.models.backbone import Backbone, BackboneConfig
 from slm_jax.models.heads import Latent
 from slm_jax.models.speech_lm import Outputs, SpeechLM, SpeechLMConfig, set_codebooks
+from slm_jax.nn import losses as nn_losses
+from slm_jax.nn.losses import cross_entropy
 from slm_jax.nn.tree import merge, pure_params
 from slm_jax.training.losses import LossWeights, latent_loss, loss_weights, losses
 
@@ -113,6 +115,23 @@ def test_label_smoothing_and_z_loss_are_those_of_the_formulas():
     for bad in ({"label_smoothing": 1.0}, {"z_loss": -1.0}):
         with pytest.raises(ValueError, match=next(iter(bad))):
             LossWeights(**bad)
+
+
+def test_what_a_tpu_computes_is_the_same(monkeypatch):
+    """By comparison, as `attention` chooses another backend there."""
+    rng = np.random.default_rng(4)
+    logits = jnp.asarray(rng.normal(size=(2, 5, 7)), jnp.bfloat16)
+    targets = jnp.asarray(rng.integers(0, 7, (2, 5))).at[0, 0].set(7)  # has no weight
+    weights = jnp.ones((2, 5)).at[0, 0].set(0.0)
+
+    def loss(logits):
+        return (cross_entropy(logits, targets, weights, 0.1, 0.01) * weights).sum()
+
+    here = jax.value_and_grad(loss)(logits)
+    monkeypatch.setattr(nn_losses, "platform", lambda: "tpu")
+    jaxpr = str(jax.make_jaxpr(jax.grad(loss))(logits))
+    assert "gather" not in jaxpr and "scatter" not in jaxpr
+    jax.tree.map(np.testing.assert_array_equal, jax.value_and_grad(loss)(logits), here)
 
 
 def test_latent_loss_is_the_expectation_of_the_sampled_one():
