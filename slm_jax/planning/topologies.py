@@ -35,12 +35,13 @@ def devices(accelerator: Accelerator) -> Sequence[jax.Device]:
     """The chips of a TPU slice or several, for `jax.make_mesh` and compilation alone.
 
     Raises:
-      UserError: it is no TPU, or libtpu is not installed.
+      UserError: it is none of `SIZES` (a v4 is described as two devices a chip, which JAX makes no
+        meshes of), or libtpu is not installed.
     """
-    if accelerator.platform != "tpu":
+    if accelerator.chip.name not in SIZES:
         raise UserError(
-            f"{accelerator.name} cannot be compiled for without one: only TPUs can",
-            f"name one of {', '.join(SIZES)}, or leave --aot out: the arithmetic knows GPUs.",
+            f"{accelerator.name} cannot be compiled for without one",
+            f"name one of {', '.join(SIZES)}, or leave --aot out: the arithmetic knows it.",
         )
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(

@@ -19,7 +19,8 @@ class Chip:
       kind: how jax's device_kind begins.
       peak: dense bfloat16 operations a second, as the vendor states.
       memory: bytes that a program may take. Of a TPU what its compiler grants, which is the HBM
-        less what the runtime keeps (tests/aot_tpu asks it); of a GPU what the vendor states.
+        less what the runtime keeps (tests/aot_tpu asks it; a v4's is assumed); of a GPU what the
+        vendor states.
       host: chips of one host (GKE's 4-chip machines; GPU servers of 8).
       price: US dollars a chip and hour.
       source: where and when that price was read.

@@ -16,10 +16,7 @@ from slm_jax.training.partitioning import Parallel, make_mesh, replicated
 pytestmark = pytest.mark.aot
 
 
-TPUS = [name for name, chip in CHIPS.items() if chip.dimensions]
-
-
-@pytest.mark.parametrize("kind", TPUS)
+@pytest.mark.parametrize("kind", topologies.SIZES)
 def test_memory_is_what_the_compiler_grants(kind):
     mesh = make_mesh(Parallel(), topologies.devices(accelerators.parse(f"{kind}-8")))
     much = jax.ShapeDtypeStruct((200, GIB // 4), jnp.float32, sharding=replicated(mesh))
@@ -53,6 +50,8 @@ def test_slices_are_told_apart():
     assert len(found) == 32 and {device.slice_index for device in found} == {0, 1}
 
 
-def test_gpus_are_refused():
-    with pytest.raises(UserError, match="only TPUs"):
-        topologies.devices(accelerators.parse("h100-8"))
+@pytest.mark.parametrize("name", ["h100-8", "v4-8"])
+def test_what_is_not_described_is_refused(name):
+    with pytest.raises(UserError, match=f"{name} cannot be compiled for") as caught:
+        topologies.devices(accelerators.parse(name))
+    assert "v5e, v6e, v5p" in caught.value.remedy
