@@ -56,13 +56,15 @@ def test_a_large_gradient_is_a_spike_too():
 
 def test_without_spikes_nothing_changes():
     losses = noise(40)
-    ours = run(losses, losses)
+    with jax.disable_jit():  # two programs may round otherwise
+        ours = run(losses, losses)
     update = optax.adam(0.1)
     params, kept = PARAMS, update.init(PARAMS)
     for (weights, _), gradient in zip(ours, losses, strict=True):
-        updates, kept = jax.jit(update.update)({"a": jnp.full(3, gradient)}, kept, params)
+        with jax.disable_jit():
+            updates, kept = update.update({"a": jnp.full(3, gradient)}, kept, params)
         params = optax.apply_updates(params, updates)
-        np.testing.assert_allclose(weights, params["a"], atol=1e-6)  # but for rounding
+        np.testing.assert_array_equal(weights, params["a"])
     assert skipped(ours)[-1] == 0
 
 
