@@ -1,7 +1,8 @@
 """One attention for every network: grouped heads, and a mask told as what it means.
 
-`choose` says which of three implementations computes it: XLA everywhere; splash attention on TPU
-for packed causal rows; cuDNN on GPU for rows without segments, because cuDNN knows none.
+`choose` says which of four implementations computes it: XLA everywhere; for packed causal rows
+splash attention on TPU and flash attention on GPU; cuDNN on GPU for rows without segments, because
+cuDNN knows none.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from slm_jax.nn import head_by_head, splash
+from slm_jax.nn import flash, head_by_head, splash
 
-Backend = Literal["xla", "splash", "cudnn"]
+Backend = Literal["xla", "splash", "flash", "cudnn"]
 _forced: contextvars.ContextVar[Backend | None] = contextvars.ContextVar("backend", default=None)
 _LARGE = 2**16  # scores of a head, from which on a CPU takes one head after the other
 
@@ -80,6 +81,8 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: MaskSpec) -> jax.A
     backend = _forced.get() or choose(q, k, mask, platform())
     if backend == "splash":
         return splash.attention(q, k, v, mask.q_segment_ids, window=mask.window)
+    if backend == "flash":
+        return flash.attention(q, k, v, mask.q_segment_ids)
     if backend == "cudnn":
         window = None if mask.window is None else (mask.window - 1, 0)
         return jax.nn.dot_product_attention(
@@ -97,17 +100,16 @@ def platform() -> str:
 def choose(q: jax.Array, k: jax.Array, mask: MaskSpec, platform: str) -> Backend:
     """The fastest implementation that honours all of `mask` for q [B, S, H, h], k [B, T, Hkv, h].
 
-    Splash and cuDNN tell order by the place in the row. cuDNN has no segments, and given them by
-    other libraries ignores them without a word, so packed rows on a GPU stay with XLA.
+    All but XLA tell order by the place in the row. cuDNN has no segments, and given them by other
+    libraries ignores them without a word; flash attention has no window.
     """
     if not (mask.causal and _in_row(q, k, mask)):
         return "xla"
     if platform == "tpu" and splash.fits(q, k):
         return "splash"
-    half = q.dtype in (jnp.bfloat16, jnp.float16)
-    if platform == "gpu" and half and mask.q_segment_ids is None and q.shape[-1] % 8 == 0:
-        return "cudnn"
-    return "xla"
+    if platform == "gpu" and mask.q_segment_ids is not None:
+        return "flash" if mask.window is None and flash.fits(q, k) else "xla"
+    return "cudnn" if platform == "gpu" and _cudnn_takes(q) else "xla"
 
 
 @contextlib.contextmanager
@@ -125,13 +127,21 @@ def _xla(q: jax.Array, k: jax.Array, v: jax.Array, mask: MaskSpec) -> jax.Array:
     keys, kv_heads = k.shape[1:3]
     visible = mask.dense(queries, keys)
     alone = jax.sharding.get_abstract_mesh().size <= 1  # a loop over heads would send each to all
-    if queries * keys >= _LARGE and platform() == "cpu" and alone:
+    chosen = _forced.get() is None  # where "xla" is asked for, products stay whole, to be counted
+    if chosen and queries * keys >= _LARGE and platform() == "cpu" and alone:
         return head_by_head.attention(q, k, v, visible, mask.causal and _in_row(q, k, mask))
     q = q.reshape(batch, queries, kv_heads, heads // kv_heads, width)
     scores = jnp.einsum("bskgh,btkh->bkgst", q, k, preferred_element_type=jnp.float32)
     weights = _weights(scores, width, None if visible is None else visible[:, None, None])
     out = jnp.einsum("bkgst,btkh->bskgh", weights.astype(v.dtype), v)
     return out.reshape(batch, queries, heads, width)
+
+
+def _cudnn_takes(q: jax.Array) -> bool:
+    """What `jax.nn.dot_product_attention` refuses else; heads up to 256 from Hopper on alone."""
+    _, columns, _, width = q.shape
+    half = q.dtype in (jnp.bfloat16, jnp.float16)
+    return half and columns % 2 == 0 and width % 8 == 0 and width <= 128
 
 
 def _in_row(q: jax.Array, k: jax.Array, mask: MaskSpec) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
@@ -22,6 +23,14 @@ ACTIVATIONS: Mapping[str, MeshAxes] = {
     "heads": "tensor",
     "mlp": "tensor",
 }
+
+
+class Parts(NamedTuple):
+    """How many parts each axis of `ACTIVATIONS` is divided into on the mesh in use."""
+
+    rows: int
+    heads: int
+    columns: int
 
 
 def axes(target: MeshAxes) -> tuple[str, ...]:
@@ -64,3 +73,10 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     if mesh.size <= 1:  # 0 for none
         return x
     return jax.lax.with_sharding_constraint(x, spec(names, x.shape, ACTIVATIONS, mesh))
+
+
+def parts() -> Parts:
+    """Those of the mesh of `jax.set_mesh`."""
+    sizes = jax.sharding.get_abstract_mesh().shape
+    named = (axes(ACTIVATIONS[name]) for name in Parts._fields)
+    return Parts(*(math.prod(sizes.get(axis, 1) for axis in one) for one in named))

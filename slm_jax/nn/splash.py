@@ -8,30 +8,20 @@ of a row are whole.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 from jax.sharding import NamedSharding, PartitionSpec
 
-from slm_jax.nn.placement import ACTIVATIONS, axes
+from slm_jax.nn.placement import ACTIVATIONS, Parts, parts
 
 _BLOCKS = (512, 256, 128)  # columns of a block; the first that divides a device's columns
 
 
-class _Shards(NamedTuple):
-    """Parts that each axis is divided into on the mesh in use."""
-
-    rows: int
-    heads: int
-    columns: int
-
-
 def fits(q: jax.Array, k: jax.Array) -> bool:
     """Whether the kernel takes attention of a row to itself: q [B, S, H, h], k [B, S, Hkv, h]."""
-    shards = _shards()
+    shards = parts()
     return (
         q.shape[0] % shards.rows == 0
         and k.shape[2] % shards.heads == 0
@@ -62,7 +52,7 @@ def attention(
     Returns:
       [B, S, H, h] in the dtype of `q`.
     """
-    kernel = _kernel(q.shape, _shards(), window, interpret)
+    kernel = _kernel(q.shape, parts(), window, interpret)
     ids = None if segment_ids is None else kernels.SegmentIds(segment_ids, segment_ids)
     q, k, v = (x.swapaxes(1, 2) for x in (q * q.shape[-1] ** -0.5, k, v))
 
@@ -71,7 +61,7 @@ def attention(
 
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.size > 1:
-        rows, heads, columns = (ACTIVATIONS[name] for name in _Shards._fields)
+        rows, heads, columns = (ACTIVATIONS[name] for name in Parts._fields)
         queries = PartitionSpec(rows, heads, columns)
         keys = PartitionSpec(rows, heads)
         of_ids = kernels.SegmentIds(PartitionSpec(rows, columns), PartitionSpec(rows))
@@ -86,7 +76,7 @@ def attention(
 
 
 def _kernel(
-    shape: tuple[int, ...], shards: _Shards, window: int | None, interpret: bool
+    shape: tuple[int, ...], shards: Parts, window: int | None, interpret: bool
 ) -> kernels.SplashAttentionKernel:
     _, length, heads, _ = shape
     block = next(size for size in _BLOCKS if length // shards.columns % size == 0)
@@ -104,12 +94,3 @@ def _kernel(
         q_seq_shards=shards.columns,
         interpret=interpret,
     )  # fmt: skip
-
-
-def _shards() -> _Shards:
-    sizes = jax.sharding.get_abstract_mesh().shape
-    counts = dict.fromkeys(_Shards._fields, 1)
-    for name in counts:
-        for axis in axes(ACTIVATIONS[name]):
-            counts[name] *= sizes.get(axis, 1)
-    return _Shards(**counts)

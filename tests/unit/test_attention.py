@@ -1,10 +1,12 @@
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import slm_jax.nn.attention as module
-from slm_jax.nn import head_by_head, splash
+from slm_jax.nn import flash, head_by_head, splash
 from slm_jax.nn.attention import MaskSpec, attention, choose, platform, using
 from slm_jax.training.partitioning import Parallel, make_mesh
 
@@ -120,8 +122,14 @@ def by_xla(q, k, v, mask):
         return attention(q, k, v, mask)
 
 
-@pytest.mark.parametrize("window", [None, 70])
-@pytest.mark.parametrize("backend", [attention, by_xla, by_splash])
+def by_flash(q, k, v, mask):
+    return flash.attention(q, k, v, mask.q_segment_ids, interpret=True)
+
+
+@pytest.mark.parametrize(
+    ("backend", "window"),
+    [*itertools.product([attention, by_xla, by_splash], [None, 70]), (by_flash, None)],
+)
 def test_packed_records_are_what_they_are_alone(backend, window):
     qkv = packed_qkv()
     mask = MaskSpec(True, window, ROW_IDS, ROW_IDS)
@@ -136,18 +144,22 @@ def test_packed_records_are_what_they_are_alone(backend, window):
         start = here.stop
 
 
-def test_splash_is_the_same_in_both_directions_on_every_axis_of_a_mesh():
+@pytest.mark.parametrize(
+    ("backend", "window", "context"), [(by_splash, 70, 2), (by_flash, None, 1)]
+)
+def test_kernels_are_the_same_in_both_directions_on_every_axis_of_a_mesh(backend, window, context):
     qkv = packed_qkv(rows=2)
     ids = jnp.concatenate([ROW_IDS, np.ones_like(ROW_IDS)])
-    mask = MaskSpec(True, 70, ids, ids)
+    mask = MaskSpec(True, window, ids, ids)
     back = rand(2, ROW, 4, 64, seed=3)
 
     def both(backend):
         out, pull = jax.vjp(lambda *qkv: backend(*qkv, mask), *qkv)
         return out, *pull(back)
 
-    with jax.set_mesh(make_mesh(Parallel(data=1, fsdp=2, tensor=2, context=2))):
-        got = jax.jit(lambda: both(by_splash))()
+    mesh = make_mesh(Parallel(fsdp=2, tensor=2, context=context), jax.devices()[: 4 * context])
+    with jax.set_mesh(mesh):
+        got = jax.jit(lambda: both(backend))()
     for one, other in zip(got, both(by_xla), strict=True):
         np.testing.assert_allclose(one, other, atol=2e-5)
 
@@ -165,8 +177,16 @@ CHOICES = [  # platform, mask, columns, head_dim, dtype, which
     ("tpu", MaskSpec(q_segment_ids=IDS, kv_segment_ids=IDS), 256, 64, "bfloat16", "xla"),
     ("tpu", MaskSpec(True, None, IDS, IDS + 0), 256, 64, "bfloat16", "xla"),
     ("tpu", MaskSpec(True, q_positions=IDS), 256, 64, "bfloat16", "xla"),  # a cache
-    ("gpu", SEGMENTED, 256, 64, "bfloat16", "xla"),  # of which cuDNN knows nothing
-    ("gpu", PLAIN, 256, 64, "bfloat16", "cudnn"),
+    ("gpu", SEGMENTED, 256, 64, "bfloat16", "flash"),  # of which cuDNN knows nothing
+    ("gpu", SEGMENTED, 256, 96, "float16", "flash"),
+    ("gpu", SEGMENTED, 250, 64, "bfloat16", "xla"),
+    ("gpu", SEGMENTED, 256, 256, "bfloat16", "xla"),
+    ("gpu", SEGMENTED, 256, 64, "float32", "xla"),
+    ("gpu", MaskSpec(True, 70, IDS, IDS), 256, 64, "bfloat16", "xla"),
+    ("gpu", MaskSpec(True, None, IDS, IDS + 0), 256, 64, "bfloat16", "xla"),
+    ("gpu", PLAIN, 250, 64, "bfloat16", "cudnn"),
+    ("gpu", PLAIN, 33, 64, "bfloat16", "xla"),
+    ("gpu", PLAIN, 256, 256, "bfloat16", "xla"),
     ("gpu", PLAIN, 256, 64, "float32", "xla"),
     ("gpu", MaskSpec(), 256, 64, "bfloat16", "xla"),
 ]
@@ -181,16 +201,17 @@ def test_no_backend_is_chosen_that_ignores_a_part_of_the_mask(
     assert choose(q, k, mask, on) == which
 
 
-def test_splash_leaves_a_mesh_that_does_not_divide_the_heads_to_xla():
-    q, k = (jax.ShapeDtypeStruct((4, ROW, heads, 64), jnp.float32) for heads in (4, 2))
+@pytest.mark.parametrize(("on", "kernel"), [("tpu", "splash"), ("gpu", "flash")])
+def test_kernels_leave_a_mesh_that_does_not_divide_the_heads_to_xla(on, kernel):
+    q, k = (jax.ShapeDtypeStruct((4, ROW, heads, 64), jnp.bfloat16) for heads in (4, 2))
     with jax.set_mesh(make_mesh(Parallel(fsdp=4, tensor=2))):
-        assert choose(q, k, SEGMENTED, "tpu") == "splash"
+        assert choose(q, k, SEGMENTED, on) == kernel
     with jax.set_mesh(make_mesh(Parallel(fsdp=2, tensor=4))):
-        assert choose(q, k, SEGMENTED, "tpu") == "xla"
+        assert choose(q, k, SEGMENTED, on) == "xla"
     with jax.set_mesh(make_mesh(Parallel(fsdp=8))):
-        assert choose(q, k, SEGMENTED, "tpu") == "xla"  # nor the rows
+        assert choose(q, k, SEGMENTED, on) == "xla"  # nor the rows
     with jax.set_mesh(make_mesh(Parallel(fsdp=2, context=4))):
-        assert choose(q, k, SEGMENTED, "tpu") == "xla"  # nor whole blocks of the columns
+        assert choose(q, k, SEGMENTED, on) == "xla"  # nor whole blocks of the columns
 
 
 def test_platform_is_that_of_the_mesh():
