@@ -6,8 +6,8 @@ With --dataset=NAME in place of --hours, the audio of a dataset (its "train" spl
 
 python launch/plan.py --aot --gin_file=pods/taste_llama32_1b.gin --accelerator=v5e-16
 
-compiles the job's step for a TPU slice, which need not be there (`slm_jax.planning.aot`); without
---accelerator, for the smallest one that it fits on.
+compiles the job's step for a TPU slice or GPUs, which need not be there (`slm_jax.planning.aot`);
+without --accelerator, for the smallest TPU slice that it fits on.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def compile_ahead(argv: Sequence[str]) -> None:
     """The entry point with --aot."""
-    jax.config.update("jax_platforms", "cpu")  # a TPU that is here is left alone
-    parser = argparse.ArgumentParser(description="Compiles a job's step for TPUs.")
+    jax.config.update("jax_platforms", "cpu")  # what chips are here are left alone
+    parser = argparse.ArgumentParser(description="Compiles a job's step for TPUs or GPUs.")
     parser.add_argument("--aot", action="store_true", required=True, help="compile ahead of time")
     parser.add_argument("--accelerator", help=f"{NAMES}; else the smallest TPU slice that does")
     parser.add_argument("--json", type=Path, help="file that the result is written to")

@@ -1,4 +1,4 @@
-"""The train step of a job, compiled for TPUs that are not here: does it fit, what does it send?
+"""The train step of a job, compiled for chips that are not here: does it fit, what does it send?
 
 What the compiler answers is what it will answer on the machine: the memory of each chip, kernels
 included, and the collectives. It says nothing about speed.
@@ -26,6 +26,9 @@ from slm_jax.training.job import TrainJob
 COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
 _CALL = re.compile(rf" ({'|'.join(COLLECTIVES)})(?:-start)?\(")
 _FULL = re.compile(r"(?:Used|\()\s*([\d.]+)([KMGT]?)\b")  # "Used 17.08G of", "(224.00G) exceeds"
+_KERNEL = re.compile(
+    r'custom_call_target="(tpu_custom_call|__gpu\$xla\.gpu\.triton|__cudnn\$fmha\w+)"'
+)
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -43,7 +46,7 @@ class TooLarge(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """A train step as the TPU compiler made it.
+    """A train step as the compiler for those chips made it.
 
     Attributes:
       accelerator: such as "v5e-16".
@@ -53,7 +56,7 @@ class Compiled:
       peak, limit: bytes of HBM that a chip needs at most, and has.
       arguments: bytes of `peak` that are state and batch.
       collectives: how often each stands in the program; those of a scanned layer stand there once.
-      kernels: Pallas kernels in the program.
+      kernels: Pallas kernels in the program, and attention by cuDNN.
       operations: of one step, all chips together, rows full (`slm_jax.training.flops`).
       seconds: that compiling took here.
     """
@@ -92,11 +95,12 @@ def compile_step(job: TrainJob, name: str) -> Compiled:
 
     Args:
       job: resolved.
-      name: such as "v5e-16" or "2xv5e-256"; of v5p the number is that of cores, two a chip.
+      name: such as "v5e-16", "2xv5e-256" or "h100-8"; of v5p the number is that of cores, two a
+        chip.
 
     Raises:
       TooLarge: the step does not fit into the memory of a chip.
-      UserError: no such slice, a mesh or batch that it does not divide, or no libtpu.
+      UserError: no such slice, a mesh or batch that it does not divide, or no compiler for it.
     """
     accelerator = accelerators.parse(name)
     program = setup.make(job, topologies.devices(accelerator))
@@ -115,6 +119,8 @@ def compile_step(job: TrainJob, name: str) -> Compiled:
         + found.temp_size_in_bytes
         + found.generated_code_size_in_bytes
     )
+    if peak > accelerator.chip.memory:  # that for TPUs refuses it itself
+        raise _too_large(peak, program, accelerator)
     text = compiled.as_text()
     calls = Counter(_CALL.findall(text))
     return Compiled(
@@ -126,7 +132,7 @@ def compile_step(job: TrainJob, name: str) -> Compiled:
         limit=accelerator.chip.memory,
         arguments=found.argument_size_in_bytes,
         collectives=dict(sorted(calls.items())),
-        kernels=text.count('custom_call_target="tpu_custom_call"'),
+        kernels=len(_KERNEL.findall(text)),
         operations=program.objective.work(np.ones((job.batch_size, job.seq_len), int)),
         seconds=time.monotonic() - began,
     )
@@ -138,9 +144,10 @@ def smallest(job: TrainJob, kinds: tuple[str, ...] = tuple(topologies.SIZES)) ->
     The global batch stays what it is: all devices share the parameters (the mesh is all fsdp but
     for the other axes of `Parallel`), and a microbatch has one row for each of them.
 
-    What cannot fit is not compiled. A device holds its part of the state, and at least half of the
-    gradients and activations that `slm_jax.planning.memory` counts (the compiler has been seen to
-    need 0.7 of them); once it has refused a slice, what it wanted there beside state and gradients.
+    What cannot fit is not compiled. A device holds its part of state and batch, and at least half
+    of the gradients, copies and activations that `slm_jax.planning.memory` counts (the least that
+    the compiler has taken of them is in docs/planning.md); once it has refused a slice, what it
+    wanted there beside all of these but the activations.
 
     Args:
       job: resolved, with a rule for "fsdp".
@@ -160,15 +167,15 @@ def smallest(job: TrainJob, kinds: tuple[str, ...] = tuple(topologies.SIZES)) ->
     )
     alone, beside = None, 0.0
     for accelerator in slices:
-        spread = _spread(job, accelerator.chips)
+        spread = spread_over(job, accelerator.chips)
         if spread is None:
             continue
         mesh = memory.mesh_of(spread, accelerator)
         if alone is None:  # a device's share is the same on all of them
             alone = setup.make(memory.share_of(spread, mesh), jax.devices()[:1])
-            beside = memory.activations(alone, mesh.abstract_device) / 2
+            beside = memory.activations(spread, mesh, alone) / 2
         held = memory.held(spread, mesh, alone)
-        if held.total - held.gradients / 2 + beside > accelerator.chip.memory:
+        if held.total - (held.gradients + held.copies) / 2 + beside > accelerator.chip.memory:
             continue
         try:
             return compile_step(spread, accelerator.name)
@@ -181,13 +188,7 @@ def smallest(job: TrainJob, kinds: tuple[str, ...] = tuple(topologies.SIZES)) ->
     )
 
 
-def to_json(compiled: Compiled, command: str) -> dict[str, Any]:
-    """What is committed of a compilation; the seconds are those of a machine, and left out."""
-    fields = dataclasses.asdict(compiled)
-    return {"command": command} | {name: fields[name] for name in fields if name != "seconds"}
-
-
-def _spread(job: TrainJob, chips: int) -> TrainJob | None:
+def spread_over(job: TrainJob, chips: int) -> TrainJob | None:
     """The job with its parameters over all chips and a row a microbatch on each, if it divides."""
     parallel = job.parallel
     inner = parallel.tensor * parallel.context
@@ -198,6 +199,12 @@ def _spread(job: TrainJob, chips: int) -> TrainJob | None:
     return dataclasses.replace(job, parallel=spread, accumulate=job.batch_size // fsdp)
 
 
+def to_json(compiled: Compiled, command: str) -> dict[str, Any]:
+    """What is committed of a compilation; the seconds are those of a machine, and left out."""
+    fields = dataclasses.asdict(compiled)
+    return {"command": command} | {name: fields[name] for name in fields if name != "seconds"}
+
+
 def _explained(
     error: Exception, program: setup.Program, accelerator: Accelerator
 ) -> TooLarge | Exception:
@@ -205,7 +212,10 @@ def _explained(
     said = _FULL.search(str(error))
     if "RESOURCE_EXHAUSTED" not in str(error) or said is None:
         return error
-    needed = float(said[1]) * _UNITS[said[2]]
+    return _too_large(float(said[1]) * _UNITS[said[2]], program, accelerator)
+
+
+def _too_large(needed: float, program: setup.Program, accelerator: Accelerator) -> TooLarge:
     limit = accelerator.chip.memory
     return TooLarge(
         f"the step needs {needed / GIB:.1f} GiB of HBM a chip, {accelerator.name} has "

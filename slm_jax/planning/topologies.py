@@ -1,6 +1,6 @@
-"""TPU slices that are not here, as devices that programs can be compiled for.
+"""TPU slices and GPUs that are not here, as devices that programs can be compiled for.
 
-libtpu brings the compiler and describes the slices; no TPU is needed or touched.
+libtpu, or jax's plugin for NVIDIA GPUs, brings the compiler; no chip is needed or touched.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import jax
 from jax.experimental import topologies
 
 from slm_jax.errors import UserError
+from slm_jax.planning import gpus
 from slm_jax.planning.accelerators import Accelerator
 
 # Slices that `aot.smallest` tries.
@@ -32,17 +33,45 @@ _ALONE = {
 
 
 def devices(accelerator: Accelerator) -> Sequence[jax.Device]:
-    """The chips of a TPU slice or several, for `jax.make_mesh` and compilation alone.
+    """The chips of an accelerator, for `jax.make_mesh` and compilation alone.
 
     Raises:
-      UserError: it is none of `SIZES` (a v4 is described as two devices a chip, which JAX makes no
-        meshes of), or libtpu is not installed.
+      UserError: a TPU that is none of `SIZES` (a v4 is described as two devices a chip, which JAX
+        makes no meshes of), GPUs that do not fill their hosts, or no compiler is installed.
     """
+    if accelerator.platform == "gpu":
+        return _gpus(accelerator)
     if accelerator.chip.name not in SIZES:
         raise UserError(
             f"{accelerator.name} cannot be compiled for without one",
-            f"name one of {', '.join(SIZES)}, or leave --aot out: the arithmetic knows it.",
+            f"name one of {', '.join((*SIZES, *gpus.GPUS))}, or leave --aot out: the arithmetic "
+            "knows it.",
         )
+    return _tpus(accelerator)
+
+
+def _gpus(accelerator: Accelerator) -> Sequence[jax.Device]:
+    hosts, chips = accelerator.hosts, accelerator.chips
+    if chips % hosts:
+        raise UserError(
+            f"{accelerator.name}: {chips} GPUs do not divide over {hosts} hosts",
+            f"give a multiple of {accelerator.chip.host}.",
+        )
+    if not any(map(importlib.util.find_spec, ("jax_cuda13_plugin", "jax_cuda12_plugin"))):
+        raise UserError(
+            "jax's plugin for NVIDIA GPUs, which has the compiler, is not installed",
+            "pip install 'slm_jax[cuda13]' (Linux; no GPU is needed)",
+        )
+    described = topologies.get_topology_desc(
+        accelerator.name,
+        platform="cuda",
+        topology=f"1x{hosts}x{chips // hosts}",
+        target_config=gpus.target(accelerator.chip),
+    )
+    return described.devices
+
+
+def _tpus(accelerator: Accelerator) -> Sequence[jax.Device]:
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
             "libtpu, the compiler for TPUs, is not installed",
