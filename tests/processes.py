@@ -5,10 +5,13 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from slm_jax.paths import REPO
 from slm_jax.training import metrics
 from slm_jax.training.distributed import VARIABLES
+
+WITHOUT_TORCH = Path(__file__).parent / "without_torch"
 
 
 def start(gin_file, tmp_path, *flags, devices=1, **env):
@@ -16,11 +19,19 @@ def start(gin_file, tmp_path, *flags, devices=1, **env):
     return subprocess.Popen(
         [sys.executable, str(REPO / "launch" / "train.py"), f"--gin_file={gin_file}", *flags],
         cwd=tmp_path,
-        env=on_devices(devices) | {"SLM_JAX_CACHE": str(tmp_path / "cache")} | env,
+        env=on_devices(devices) | as_users_have(tmp_path) | env,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+def as_users_have(tmp_path, *first):
+    """The environment with a cache of assets in `tmp_path`, and no PyTorch; modules in the folders
+    `first` come before all others."""
+    given = filter(None, [os.environ.get("PYTHONPATH")])
+    path = os.pathsep.join(map(str, [*first, WITHOUT_TORCH, *given]))
+    return {"SLM_JAX_CACHE": str(tmp_path / "cache"), "PYTHONPATH": path}
 
 
 def start_two(gin_file, tmp_path, *flags, devices=1, **env):

@@ -1,11 +1,14 @@
 """Codecs of a few thousand random weights, for tests that need no reference."""
 
+import functools
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from slm_jax.nn.quantizers import RvqConfig
-from slm_jax.nn.tree import flatten, merge, pure_params
-from slm_jax.tokenizers.codecs.codec import build
+from slm_jax.nn.tree import flatten, merge, pure_params, unflatten
 from slm_jax.tokenizers.codecs.dac import Dac, DacConfig, DacNetwork
 from slm_jax.tokenizers.codecs.encodec import Encodec, EncodecConfig, EncodecNetwork
 from slm_jax.tokenizers.codecs.encodec_chunked import (
@@ -32,8 +35,9 @@ def random_network(make, seed=0):
     """The module that `make` makes, with biases and codebooks at random, too: silence and padding
     are not the same then. What adds up is quiet, so that rounding errors stay small."""
     rng = np.random.default_rng(seed)
+    graphdef, abstract = pure_params(nnx.eval_shape(make))
     weights = {}
-    for name, array in flatten(pure_params(nnx.eval_shape(make))[1]).items():
+    for name, array in flatten(abstract).items():
         drawn = rng.normal(size=array.shape).astype(np.float32)
         if name.endswith(("scale", "alpha")):
             drawn = 1 + 0.3 * np.abs(drawn)
@@ -43,7 +47,7 @@ def random_network(make, seed=0):
             quiet = "units" in name or name.startswith("decoder/last")
             drawn *= (0.3 if quiet else 1.0) * np.prod(array.shape[:-1]) ** -0.5
         weights[name] = drawn
-    return build(make, weights)
+    return merge(graphdef, jax.tree.map(jnp.asarray, unflatten(weights)))
 
 
 def frame_codec():
@@ -102,15 +106,16 @@ def mimi():
     return Mimi(random_network(lambda: MimiNetwork(config, rngs=nnx.Rngs(0))), 3)
 
 
+# Each is made once a process, whichever tests ask for it, and keeps its compiled programs.
 TINY_CODECS = {
-    "codec": frame_codec,
-    "mimi": mimi,
-    "encodec": encodec,
-    "encodec_48khz": encodec_chunked,
-    "dac": dac,
-    "dac_odd": lambda: dac((2, 3)),
-    "snac": snac,
-    "snac_attention": lambda: snac(window=6),
+    "codec": functools.cache(frame_codec),
+    "mimi": functools.cache(mimi),
+    "encodec": functools.cache(encodec),
+    "encodec_48khz": functools.cache(encodec_chunked),
+    "dac": functools.cache(dac),
+    "dac_odd": functools.cache(lambda: dac((2, 3))),
+    "snac": functools.cache(snac),
+    "snac_attention": functools.cache(lambda: snac(window=6)),
 }
 
 

@@ -32,7 +32,7 @@ def start(place, name, *flags, count=2):
         [sys.executable, str(REPO / "launch" / "local.py"), f"--processes={count}", "--devices=2",
          f"--gin_file={place / 'job.gin'}", f"--gin.TrainJob.name={name}", *flags],
         cwd=place,
-        env=os.environ | {"SLM_JAX_CACHE": str(place / "cache")},
+        env=os.environ | processes.as_users_have(place),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

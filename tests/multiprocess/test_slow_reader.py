@@ -7,7 +7,6 @@ import pytest
 import tiny_job
 
 from slm_jax.data import shards
-from slm_jax.paths import REPO
 
 # Read by Python at start: in process 1 alone a read of speech ids takes for ever.
 HANGING = """
@@ -34,7 +33,8 @@ def test_the_host_that_hangs_says_where_it_reads(tmp_path):
         tiny_job.gin(tmp_path / "data", tmp_path / "runs", **settings)
     )
     (tmp_path / "sitecustomize.py").write_text(HANGING)
-    started = processes.start_two(tmp_path / "job.gin", tmp_path, PYTHONPATH=f"{tmp_path}:{REPO}")
+    modules = processes.as_users_have(tmp_path, tmp_path)
+    started = processes.start_two(tmp_path / "job.gin", tmp_path, **modules)
     try:
         said = []
         for line in started[1].stdout:  # until it gives up

@@ -4,6 +4,7 @@ import contextlib
 import shutil
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import processes
@@ -59,7 +60,27 @@ def stop(started, number):
 
 
 @pytest.fixture(scope="module")
-def whole(place):
+def killed(place):
+    """The directory of two processes of which one is killed, and a future of how the other ends.
+
+    It waits long for heartbeats, and computes nothing meanwhile: what comes next need not wait.
+    """
+    run_dir = place / "runs" / "killed"
+    with ThreadPoolExecutor(1) as pool, two(place, "--gin.TrainJob.name=killed") as (first, second):
+        processes.wait_for(first, run_dir, 16)
+        second.kill()
+        yield run_dir, pool.submit(end, first)
+
+
+def end(process):
+    """Output of a process that ends by itself, its status, and the seconds until it did."""
+    began = time.monotonic()
+    output, _ = process.communicate(timeout=4 * distributed.SILENCE["heartbeat_timeout_seconds"])
+    return output, process.returncode, time.monotonic() - began
+
+
+@pytest.fixture(scope="module")
+def whole(place, killed):
     """Output of two processes that are told to stop after LAST steps, and the directory."""
     run_dir = place / "runs" / "whole"
     with two(place, "--gin.TrainJob.name=whole") as started:
@@ -77,15 +98,11 @@ def test_told_one_stop_both_at_one_step(whole):
 
 
 @pytest.mark.slow
-def test_killed_one_ends_the_other_and_both_continue_bitwise(place, whole):
-    run_dir = place / "runs" / "killed"
-    with two(place, "--gin.TrainJob.name=killed") as (first, second):
-        processes.wait_for(first, run_dir, 16)
-        second.kill()
-        killed = time.monotonic()
-        output, _ = first.communicate(timeout=4 * distributed.SILENCE["heartbeat_timeout_seconds"])
-    assert time.monotonic() - killed < 2 * distributed.SILENCE["heartbeat_timeout_seconds"]
-    assert first.returncode != 0
+def test_killed_one_ends_the_other_and_both_continue_bitwise(place, killed, whole):
+    run_dir, ended = killed
+    output, status, seconds = ended.result()
+    assert seconds < 2 * distributed.SILENCE["heartbeat_timeout_seconds"]
+    assert status != 0
     assert "tasks are unhealthy (stopped sending heartbeats):\n1\n" in output
     assert "another task died" in output
 
