@@ -32,8 +32,10 @@ def watch(run: Path, locate: Callable[[str], Path], poll: float = 10.0) -> None:
       locate: finds the text LLM of the job, which a loss may compare with.
       poll: seconds between two looks.
     """
-    while not (run / provenance.CONFIG).exists():
-        time.sleep(poll)
+    if not (run / provenance.CONFIG).exists():
+        print(f"{run} has no {provenance.CONFIG} yet: waiting for the run to begin", flush=True)
+        while not (run / provenance.CONFIG).exists():
+            time.sleep(poll)
     job = _job(run)
     program = setup.make(*_alone(job))
     with jax.set_mesh(program.mesh):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ def preservation(keep: int, loss: str) -> Any:
     if not loss:
         return newest
     least = policies.BestN(
-        get_metric_fn=lambda losses: losses.get(loss, float("inf")),
+        get_metric_fn=lambda losses: _value(losses, loss),
         reverse=True,
         n=1,
         keep_checkpoints_without_metrics=False,
@@ -55,7 +56,7 @@ def check(loss: str, names: Collection[str]) -> None:
 
 
 def choose(run: Path, found: Mapping[Path, Mapping[str, Any]]) -> Path:
-    """The best of the checkpoints of a run.
+    """The best of the checkpoints of a run; of several, the newest.
 
     Args:
       run: its directory.
@@ -66,9 +67,9 @@ def choose(run: Path, found: Mapping[Path, Mapping[str, Any]]) -> Path:
     """
     loss = config.loads(list(found.values())[-1]["config"]).checkpoints.best if found else ""
     measured = {
-        folder: about[HELD_OUT][loss]
-        for folder, about in found.items()
-        if loss in about.get(HELD_OUT, {})
+        folder: value
+        for folder, about in reversed(found.items())  # of equals the newest, as it is kept
+        if (value := _value(about.get(HELD_OUT, {}), loss)) < math.inf
     }
     if not measured:
         raise UserError(
@@ -77,3 +78,9 @@ def choose(run: Path, found: Mapping[Path, Mapping[str, Any]]) -> Path:
             "another held-out loss.",
         )
     return min(measured, key=measured.__getitem__)
+
+
+def _value(losses: Mapping[str, float], loss: str) -> float:
+    """What checkpoints are compared by; one without that loss, or where it is nan, is no best."""
+    value = losses.get(loss, math.inf)
+    return math.inf if math.isnan(value) else value

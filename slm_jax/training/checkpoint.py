@@ -133,6 +133,10 @@ class Store:
         """The newest step saved completely."""
         return self._orbax.latest.step if self._orbax.latest else None
 
+    def due(self, step: int) -> bool:
+        """Whether the state after so many updates is to be saved."""
+        return step % self.settings.every == 0
+
     def save(
         self,
         state: dict[str, Any],
@@ -153,7 +157,7 @@ class Store:
         Raises:
           UserError: this or the previous save found the disk full, here or on another host.
         """
-        if not (force or step % self.settings.every == 0) or step == self.latest:
+        if not (force or self.due(step)) or step == self.latest:
             return
         self.wait()
         disk.check_space(self.directory, state)
@@ -191,15 +195,13 @@ class Store:
 
         Raises:
           UserError: the checkpoint is damaged, or of another model (every weight that differs is
-            named).
+            named) or optimizer.
         """
         folder = self.directory / str(self.latest)
         step_folder.check_same_model(folder, abstract["params"])
-        wanted = {
-            "params": abstract["params"],
-            "opt": {"state": abstract["opt"], "step": abstract["step"]},
-        }
-        loaded = step_folder.load(folder, wanted | _average(abstract))
+        others = {"opt": {"state": abstract["opt"], "step": abstract["step"]}} | _average(abstract)
+        step_folder.check_same_optimizer(folder, others)
+        loaded = step_folder.load(folder, {"params": abstract["params"], **others})
         opt = loaded["opt"]
         state = {"params": loaded["params"], "opt": opt["state"], "step": opt["step"]}
         return state | _average(loaded)

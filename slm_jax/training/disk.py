@@ -1,4 +1,4 @@
-"""A full disk, in whichever way a checkpoint meets it, as one error that says what to do."""
+"""A full disk, in whichever way a run meets it, as one error that says what to do."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from jax.experimental import multihost_utils
 
 from slm_jax.errors import UserError
 
+CHECKPOINT = "a checkpoint"
 FULL = ("No space left", "RESOURCE_EXHAUSTED", "Disk quota exceeded", "File too large")
 
 
@@ -29,12 +30,12 @@ def check_space(directory: Path, state: Any) -> None:
     for process, (wanted, room) in enumerate(rooms):
         if wanted > room:
             whose = f"process {process}: " if len(rooms) > 1 else ""
-            raise _full(directory, f"{whose}{wanted:.2f} GB wanted, {room:.2f} free")
+            raise _full(directory, CHECKPOINT, f"{whose}{wanted:.2f} GB wanted, {room:.2f} free")
 
 
 @contextlib.contextmanager
-def errors(directory: Path) -> Iterator[None]:
-    """Turns the several exceptions of a full disk into one UserError."""
+def errors(directory: Path, what: str = CHECKPOINT) -> Iterator[None]:
+    """Turns the several exceptions of a full disk into one UserError, about `what` was written."""
     try:
         yield
     except Exception as error:
@@ -42,7 +43,7 @@ def errors(directory: Path) -> Iterator[None]:
         while cause is not None:
             full = getattr(cause, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
             if full or any(text in str(cause) for text in FULL):
-                raise _full(directory, first_line(cause)) from error
+                raise _full(directory, what, first_line(cause)) from error
             cause = cause.__cause__ or cause.__context__
         raise
 
@@ -52,8 +53,8 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
 
 
-def _full(directory: Path, detail: str) -> UserError:
+def _full(directory: Path, what: str, detail: str) -> UserError:
     return UserError(
-        f"no room to save a checkpoint in {directory} ({detail}); the older ones are intact",
+        f"no room to save {what} in {directory} ({detail}); older checkpoints are intact",
         "Free space there and run the same command again: it continues from the newest checkpoint.",
     )

@@ -125,7 +125,8 @@ class Preemption:
     Before the first question there is nothing to lose: a lone process then ends at once with status
     PREEMPTED, even while XLA compiles; of several, all do until the last of them has compiled
     (`compile`). After that JAX's preemption service, which catches the signal on whichever host
-    gets it, agrees with all on the question to stop at.
+    gets it, agrees with all on the question to stop at. What compiles later delays an answer, so
+    that whatever the loop runs is to be given to `compile`.
     """
 
     def __enter__(self) -> Preemption:
@@ -153,14 +154,18 @@ class Preemption:
         else:
             self._all_ready.set()
 
-    def compile(self, function: Any, *args: Any) -> None:
-        """Compiles a jitted function for these arguments, and returns when all processes have.
+    def compile(self, *programs: tuple[Any, ...]) -> None:
+        """Compiles programs before the first question, and returns when all processes have.
 
         Otherwise the first to be ready would wait for the others in its first collective, where
         Gloo waits 30 s for them.
+
+        Args:
+          programs: a jitted function and its arguments each.
         """
+        for function, *args in programs:
+            function.lower(*args).compile()  # which a call with such arguments finds
         if not self._alone:
-            function.lower(*args).compile()  # which the call that follows finds
             self._ready.acquire()  # for good: from here on this process does not stop by itself
             barrier("slm_jax/compiled")
             self._all_ready.set()

@@ -89,7 +89,9 @@ def fit(
             for label, value in metrics.items():
                 sums[label] = sums.get(label, 0.0) + value
             done = step + 1
-            if done % config.log_every == 0 or done == config.steps:
+            stop = preemption.stop()
+            save = stop or done % config.save_every == 0 or done == config.steps
+            if save or done % config.log_every == 0:  # nothing is saved that was not looked at
                 means = {label: float(v) / (done - logged) for label, v in sums.items()}
                 rate = (done - logged) / (time.perf_counter() - began)
                 eta = f"{rate:.2f} steps/s, ETA {(config.steps - done) / rate / 60:.1f} min"
@@ -102,8 +104,7 @@ def fit(
                         "lower the learning rate; the last checkpoint is intact",
                     )
                 sums, logged, began = {}, done, time.perf_counter()
-            stop = preemption.stop()
-            if stop or done % config.save_every == 0 or done == config.steps:
+            if save:
                 checkpointer.save_checkpointables(done, {"state": state}, overwrite=True)
                 if stop:
                     print(f"{name}: stopped by SIGTERM after step {done}, which is saved")

@@ -33,7 +33,11 @@ def damage(folder: Path) -> str | None:
     if not path.exists():
         return None
     found = _sizes(folder)
-    for name, size in json.loads(path.read_text(encoding="utf-8")).items():
+    try:
+        listed = json.loads(path.read_bytes())
+    except ValueError:
+        return f"{FILE} is cut short"
+    for name, size in listed.items():
         if name not in found:
             return f"{name} is missing"
         if found[name] != size:

@@ -22,6 +22,8 @@ from slm_jax.training.partitioning import Parallel
 
 # What a run is made of: to go on with another value would be another run.
 IDENTITY = ("system", "data", "batch_size", "seq_len", "seed")
+# Fields of any part of it that change no number.
+FREE = ("remat",)
 # Fields of the backbone that its weights do not settle; they come from `Llm`.
 BACKBONE_SETTINGS = ("lora_rank", "lora_alpha", "dtype", "dropout", "remat")
 
@@ -182,12 +184,25 @@ class TrainJob:
     def check_continues(self, before: TrainJob) -> None:
         """Raises a UserError if `self` is no continuation of the run that `before` began."""
         changed = [
-            f"{name} was {getattr(before, name)}, now {getattr(self, name)}"
+            change
             for name in IDENTITY
-            if getattr(before, name) != getattr(self, name)
+            for change in _changes(name, getattr(before, name), getattr(self, name))
         ]
         if changed:
             raise UserError(
                 f"the run in {self.run_dir} was begun with other settings: {'; '.join(changed)}",
                 "train under another name (--gin.TrainJob.name=...), or restore the settings.",
             )
+
+
+def _changes(name: str, before: Any, now: Any) -> list[str]:
+    """Which fields of two values differ, each as deep down as can be said."""
+    if isinstance(now, tuple) and isinstance(before, tuple) and len(before) == len(now):
+        pairs = zip(before, now, strict=True)
+        parts = {f"{name}[{place}]": pair for place, pair in enumerate(pairs)}
+    elif dataclasses.is_dataclass(now) and type(before) is type(now):
+        names = [field.name for field in dataclasses.fields(now) if field.name not in FREE]
+        parts = {f"{name}.{own}": (getattr(before, own), getattr(now, own)) for own in names}
+    else:
+        return [] if before == now else [f"{name} was {before}, now {now}"]
+    return [change for part, pair in parts.items() for change in _changes(part, *pair)]

@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 
 from slm_jax.nn import tree
-from slm_jax.training import best, metrics, partitioning, provenance, setup, weights
+from slm_jax.training import best, metrics, partitioning, provenance, run_folder, setup, weights
 from slm_jax.training.checkpoint import Store
 from slm_jax.training.distributed import Preemption, is_main
 from slm_jax.training.goodput import Goodput
@@ -68,7 +68,7 @@ def train(
 
     Raises:
       UserError: data or a checkpoint that do not fit the job, a full disk, a loss that is not
-        finite. The checkpoints written before stay.
+        finite, another job in the same directory. The checkpoints written before stay.
     """
     goodput = Goodput()
     job = job.resolve(llm)
@@ -79,9 +79,9 @@ def train(
     program = setup.make(job)
     mesh = program.mesh
     rows = partitioning.local_rows(mesh, job.batch_size)
-    run_dir.mkdir(parents=True, exist_ok=True)
 
     with (
+        run_folder.held(run_dir),
         jax.set_mesh(mesh),
         Preemption() as preemption,
         Store(run_dir, job.checkpoints) as store,
@@ -118,6 +118,8 @@ def train(
         watch.account(start)
         with progress, contextlib.closing(batches), jax.transfer_guard("disallow"):
             progress.say(greeting(program, loader, start))
+            if profile_steps and not profile.within(start, job.steps):
+                progress.say(f"no trace: --profile_steps has none of {start + 1} to {job.steps}")
             while done < job.steps:
                 with goodput.spend("data") as wait:
                     batch = next(batches)
@@ -127,7 +129,10 @@ def train(
                     named = profile.before(done + 1)
                 with goodput.spend("compile" if first else "step"), named:
                     if first:
-                        preemption.compile(program.step, now, placed, reference)
+                        preemption.compile(
+                            (program.step, now, placed, reference),
+                            (program.evaluation, averaged(now), placed, reference),
+                        )
                     now, measured = program.step(now, placed, reference)
                     entry = (measured, batch["segment_ids"], wait.seconds)
                     previous = deferred.push(done + 1, entry)
@@ -140,7 +145,8 @@ def train(
                 stop, last = preemption.stop(), done == job.steps
                 due = last or done % job.eval_every == 0
                 losses = None
-                if due or stop:
+                pauses = due or stop or store.due(done)
+                if pauses:  # a step that failed is neither measured nor saved
                     with goodput.spend("step"):  # that is still running
                         previous = deferred.flush()
                     watch.trained(previous)
@@ -156,6 +162,8 @@ def train(
                 with goodput.spend("save"), jax.transfer_guard("allow"):
                     scores = losses and best.scores(losses, program.objective.coefficients)
                     store.save(now, done, about, force=stop or last, held_out=scores)
+                if pauses:
+                    watch.goes_on()
                 if stop:
                     progress.say(f"stopped by SIGTERM after step {done}, which is saved")
                     break

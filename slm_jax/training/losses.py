@@ -45,6 +45,8 @@ class LossWeights:
                 raise ValueError(f"{name} must not be negative")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError("label_smoothing must be at least 0 and below 1")
+        if not (self.text or self.speech or self.kl):
+            raise ValueError("text, speech and kl must not all be 0: nothing would be trained")
         if self.levels and (min(self.levels) < 0 or not sum(self.levels)):
             raise ValueError("levels must not be negative, nor all zero")
 

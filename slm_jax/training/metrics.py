@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from slm_jax.training import disk
 from slm_jax.training.distributed import is_main
 from slm_jax.training.writers import Clip, Writer
 
@@ -65,8 +66,9 @@ class Log:
         if self._file is None:
             return
         line = {"step": step, "split": split, "losses": dict(losses), "time": time.time()}
-        self._file.write(json.dumps(line | numbers) + "\n")
-        self._file.flush()
+        with disk.errors(self.path.parent, "what was measured"):
+            self._file.write(json.dumps(line | numbers) + "\n")
+            self._file.flush()
         named = {f"{split}/{name}": value for name, value in losses.items()}
         named |= {
             f"{split}_{name}": value
@@ -94,10 +96,10 @@ def read(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
+    for text in path.read_bytes().splitlines():
+        with contextlib.suppress(ValueError):  # no JSON, or no text at all
             lines.append(json.loads(text))
-    return lines
+    return [line for line in lines if isinstance(line, dict)]
 
 
 def means(sums: Mapping[str, tuple[Any, Any]]) -> dict[str, float]:
@@ -108,5 +110,8 @@ def means(sums: Mapping[str, tuple[Any, Any]]) -> dict[str, float]:
 def add(
     left: Mapping[str, tuple[Any, Any]], right: Mapping[str, tuple[Any, Any]]
 ) -> dict[str, tuple[Any, Any]]:
-    """Sums and weights of two sets of data."""
-    return {name: tuple(np.add(left.get(name, (0.0, 0.0)), pair)) for name, pair in right.items()}
+    """Sums and weights of two sets of data, float64: in float32 a long set would round each off."""
+    return {
+        name: tuple(np.add(left.get(name, (0.0, 0.0)), pair, dtype=np.float64))
+        for name, pair in right.items()
+    }

@@ -48,7 +48,7 @@ class Optimizer:
         stable, decay: Hu et al. 2024, arXiv:2404.06395).
       decay_share: share of the steps in which "wsd" falls; 0 for a constant rate, 1 for one line
         down.
-      final_fraction: of learning_rate, at the last step.
+      final_fraction: of learning_rate, which is come to when the last step is done.
       b1: how much of the mean gradient stays from step to step; in Muon, too (usually 0.95).
       b2: of its square (AdamW), or of what Lion keeps.
       epsilon: of AdamW.
@@ -81,11 +81,14 @@ class Optimizer:
         for name in ("warmup_steps", "weight_decay"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        for name in ("b1", "b2", "final_fraction", "decay_share"):
+        for name in ("final_fraction", "decay_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
-        if not 0 <= self.ema < 1:
-            raise ValueError(f"ema must be at least 0 and below 1, got {self.ema}")
+        for name in ("b1", "b2", "ema"):  # at 1 nothing new is let in, and Adam divides by zero
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(
+                    f"{name} must be at least 0 and below 1, got {getattr(self, name)}"
+                )
         for pattern, scale in self.groups.items():
             if scale < 0:
                 raise ValueError(f"groups must not be negative, got {scale} for {pattern!r}")

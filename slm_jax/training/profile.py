@@ -43,6 +43,10 @@ class Profile:
     def __exit__(self, *_: object) -> None:
         self._stop()
 
+    def within(self, start: int, end: int) -> bool:
+        """Whether any of the updates after `start` up to `end` is traced."""
+        return self.steps.start <= end and start + 1 < self.steps.stop
+
     def before(self, step: int) -> jax.profiler.StepTraceAnnotation:
         """Begins the trace when `step` is due; the step is to run within what this returns."""
         if step in self.steps and not self._tracing:

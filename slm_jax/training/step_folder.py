@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import jax
 from orbax.checkpoint import v1 as ocp
 
 from slm_jax.errors import UserError
@@ -20,7 +21,7 @@ def about(folder: Path) -> dict[str, Any]:
     if "config" not in found:
         raise UserError(
             f"{folder} is no checkpoint of launch/train.py: it holds no config",
-            "Give the directory of a run of launch/train.py.",
+            f"Give the directory of a run of launch/train.py. {DAMAGED}",
         )
     return found
 
@@ -52,8 +53,34 @@ def load(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
     except Exception as error:  # Orbax and TensorStore raise many kinds
         raise UserError(
             f"{folder} cannot be restored into this job ({disk.first_line(error)})",
-            f"If the optimizer has changed, train under another name. {DAMAGED}",
+            DAMAGED,
         ) from error
+
+
+def check_same_optimizer(folder: Path, wanted: dict[str, Any]) -> None:
+    """Raises a UserError if an optimizer with other settings saved what is beside the parameters.
+
+    Args:
+      folder: of the checkpoint.
+      wanted: "opt" and, for a run that keeps an average, "ema" -> trees of ShapeDtypeStructs.
+    """
+    found = metadata(folder).metadata
+    for part, expected in wanted.items():
+        saved, ours = _shapes(found.get(part)), _shapes(expected)
+        differ = sorted(path for path in saved | ours if saved.get(path) != ours.get(path))
+        if differ:
+            raise UserError(
+                f"{folder} is of another optimizer: {len(differ)} arrays beside the weights "
+                f"differ, the first is {part}/{differ[0]}",
+                "Restore Optimizer.kind, b1, groups, ema and skip as in config.gin of the run, or "
+                "train under another name.",
+            )
+
+
+def _shapes(part: Any) -> dict[str, tuple[int, ...]]:
+    """By path, which a tuple with names and the dict that Orbax makes of it have in common."""
+    leaves = jax.tree_util.tree_leaves_with_path(part)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): x.shape for path, x in leaves}
 
 
 def check_same_model(folder: Path, abstract: tree.Params) -> None:

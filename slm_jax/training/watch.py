@@ -57,17 +57,18 @@ class Watch:
         due = at % self.job.log_every == 0 or at == self.job.steps
         if due:
             work = self.work(segment_ids) * share
+            left_out = int(measured.get("skipped", 0))  # the schedule does not count these
             numbers = {
                 "tokens_per_second": rate,
                 "seconds": seconds,
                 "data_wait": waited,
                 "tflops_per_device": work / seconds / self.devices / 1e12,
                 "grad_norm": float(measured["grad_norm"]),
-                "learning_rate": float(self.rates[at - 1]),
+                "learning_rate": float(self.rates[at - 1 - left_out]),
                 "batch": f"{int(measured['digest']):08x}",
             }
             if "skipped" in measured:
-                numbers["skipped"] = int(measured["skipped"])
+                numbers["skipped"] = left_out
             if self.peak:
                 numbers["mfu"] = work / seconds / self.devices / self.peak
             self.log.write(at, "train", losses | {"total": float(measured["objective"])}, **numbers)
@@ -79,6 +80,9 @@ class Watch:
         self.log.write(at, "eval", losses)
         named = "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
         self.progress.say(f"held out after step {at}: {named}")
+
+    def goes_on(self) -> None:
+        """Begins the time of the next step, after what is not a step's."""
         self.began = time.monotonic()
 
     def account(self, at: int) -> None:
@@ -92,7 +96,7 @@ class Watch:
             f"the loss or its gradient is not finite at step {at} ({named}); "
             f"batch saved in {path}, where it comes from in {path.with_suffix('.json').name}",
             "lower Optimizer.learning_rate or Optimizer.clip_norm and run the same command again: "
-            "it continues from the newest checkpoint.",
+            "it continues from the newest checkpoint, or the one before if you move that away.",
         )
 
 

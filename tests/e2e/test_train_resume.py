@@ -222,10 +222,12 @@ def test_run_learns_and_leaves_what_it_promises(whole):
 @pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run_with_its_batch(job):
     high = dataclasses.replace(job.optimizer, learning_rate=1e38, warmup_steps=0, skip=None)
-    job = dataclasses.replace(job, name="nan", optimizer=high)
+    due = dataclasses.replace(job.checkpoints, every=2)  # just then
+    job = dataclasses.replace(job, name="nan", optimizer=high, checkpoints=due)
     with pytest.raises(UserError, match="not finite at step 2") as caught:
         loop.train(job)
     assert "learning_rate" in caught.value.remedy
+    assert checkpoint.steps_in(job.run_dir / "checkpoints") == []
     (saved,) = job.run_dir.glob("bad_batch_2*.npz")
     arrays = np.load(saved)
     assert arrays["tokens"].shape == (job.batch_size, 3, job.seq_len)
@@ -247,8 +249,19 @@ def test_other_settings_do_not_continue_a_run(place, whole, job):
     tiny_job.write_data(place / "again", seed=1)
     text = tiny_job.gin(place / "again", place / "runs", **SETTINGS)
     other = config.loads(text, name="again.gin")
-    with pytest.raises(UserError, match="data was"):
+    with pytest.raises(UserError, match=r"data.parts\[0\]\[0\] was .*/data, now .*/again"):
         loop.train(dataclasses.replace(other, name="whole", steps=STEPS + 1))
+
+
+def test_only_what_changes_no_number_may_change(place):
+    def backbone(**fields):
+        settings = [f"BackboneConfig.{name}={value}" for name, value in fields.items()]
+        return config.load([place / "job.gin"], settings)
+
+    begun = backbone()
+    backbone(remat="full").check_continues(begun)
+    with pytest.raises(UserError, match=r": system.model.backbone.dropout was 0.05, now 0.1\n"):
+        backbone(remat="full", dropout=0.1).check_continues(begun)
 
 
 def test_missing_data_and_meshes_that_do_not_fit(job, tmp_path):

@@ -27,10 +27,10 @@ distributed.initialize()
 with distributed.Preemption() as preemption:
     function = Endless() if distributed.is_main() else jax.jit(lambda x: x + 1)
     print("begins", flush=True)
-    preemption.compile(function, 1.0)
+    preemption.compile((function, 1.0))
 """
 
-# Saves 1, 2, ... until it cannot; from the third on the writes of process 1 fail half way.
+# Saves 1, 2, ... until it cannot; from the third on the writes of one process fail half way.
 SAVING = """
 import pathlib, resource, sys
 import jax
@@ -49,7 +49,7 @@ def main():
     state = {"params": {"w": weight}, "opt": {}, "step": weight}
     with Store(pathlib.Path(sys.argv[1]), Checkpoints(every=1, keep=5)) as store:
         for step in range(1, 9):
-            if step == 3 and not distributed.is_main():
+            if step == 3 and jax.process_index() == int(sys.argv[2]):
                 store.wait()
                 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
             store.save(state, step, {"config": ""})
@@ -83,14 +83,17 @@ def test_told_while_the_other_compiles_both_end_at_once(started):
 
 
 @pytest.mark.slow
-def test_a_full_disk_at_one_is_one_error_at_both_and_older_checkpoints_survive(started, tmp_path):
+@pytest.mark.parametrize("full", [0, 1])
+def test_a_full_disk_at_one_is_one_error_at_both_and_older_checkpoints_survive(
+    full, started, tmp_path
+):
     """A file size limit of one process stands in for its full disk."""
-    started += processes.start_scripts(SAVING, 2, 1, tmp_path)
+    started += processes.start_scripts(SAVING, 2, 1, tmp_path, full)
     outputs = [processes.finish(process, 2) for process in started]
     for output in outputs:
         (told,) = [line for line in output.splitlines() if line.startswith("error: ")]
-        assert "no room to save a checkpoint" in told and "the older ones are intact" in told
-    assert "(process 1 of 2): " in outputs[0]
+        assert "no room to save a checkpoint" in told and "older checkpoints are intact" in told
+    assert f"(process {full} of 2): " in outputs[1 - full]
     folder = tmp_path / checkpoint.DIRECTORY
     assert checkpoint.steps_in(folder) == [1, 2]
     assert [inventory.damage(folder / str(step)) for step in (1, 2)] == [None, None]

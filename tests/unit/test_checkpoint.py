@@ -75,6 +75,18 @@ def test_saves_when_due_and_keeps_the_newest(tmp_path, about):
     assert names == {"6", "7"}
 
 
+def test_the_best_is_a_number_and_of_equals_the_newest(tmp_path, about):
+    best = {"every": 1, "keep": 1, "best": "text"}
+    settings = {"Checkpoints.best": "text", "TrainJob.eval_every": 1}
+    about |= {"config": tiny_job.gin("data", tmp_path, **settings)}
+    losses = {1: float("nan"), 2: 3.0, 3: float("nan"), 4: 3.0, 5: 4.0, 6: float("nan"), 7: 5.0}
+    with Store(tmp_path, Checkpoints(**best)) as store:
+        for step, loss in losses.items():
+            store.save(make_state(step), step, about, held_out={"text": loss})
+    assert checkpoint.steps_in(tmp_path / "checkpoints") == [4, 7]
+    assert checkpoint.find_step(tmp_path / "best").name == "4"
+
+
 def test_params_alone_for_decoding(tmp_path, about):
     save(tmp_path, [2, 4], about, every=2)
     for path, step in [
@@ -114,8 +126,16 @@ def test_another_optimizer_is_refused(tmp_path, about):
     wanted["opt"] = jax.eval_shape(UPDATE.init, kernels)
     with (
         Store(tmp_path, Checkpoints()) as store,
-        pytest.raises(UserError, match="optimizer has changed"),
+        pytest.raises(UserError, match=r"is of another optimizer: 2 .*mu/norm/scale"),
     ):
+        store.restore(wanted)
+
+
+def test_an_average_is_not_begun_in_the_middle(tmp_path, about):
+    save(tmp_path, [1], about, every=1)
+    wanted = abstract(make_state(0))
+    wanted["ema"] = wanted["params"]
+    with Store(tmp_path, Checkpoints()) as store, pytest.raises(UserError, match="ema/layers/q"):
         store.restore(wanted)
 
 
@@ -148,6 +168,8 @@ def test_every_file_of_a_checkpoint_is_missed(tmp_path, about):
         assert inventory.damage(folder) == f"{name} has {len(whole) - 1} of {len(whole)} bytes"
         path.write_bytes(whole)
         assert inventory.damage(folder) is None
+    truncate(folder / inventory.FILE)
+    assert inventory.damage(folder) == f"{inventory.FILE} is cut short"
 
 
 def test_truncated_newest_checkpoints_are_set_aside_and_the_one_before_used(
@@ -223,7 +245,7 @@ def test_full_disk_is_one_error_and_older_checkpoints_survive(tmp_path, about):
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300
     )
     assert "no room to save a checkpoint" in done.stdout, done.stdout + done.stderr
-    assert "older ones are intact" in done.stdout
+    assert "older checkpoints are intact" in done.stdout
     assert checkpoint.load_params(tmp_path).step == 1
 
 

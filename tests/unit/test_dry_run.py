@@ -1,5 +1,7 @@
 """--dry_run of launch/train.py: it says what would be trained, computes nothing, leaves nothing."""
 
+from pathlib import Path
+
 import jax
 import pytest
 import tiny_job
@@ -8,7 +10,7 @@ import tiny_shards
 from launch import train
 from slm_jax import config
 from slm_jax.errors import UserError
-from slm_jax.training.profile import parse_steps
+from slm_jax.training.profile import Profile, parse_steps
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
@@ -104,3 +106,6 @@ def test_steps_to_profile():
     for bad in ("10", "13:10", "0:2", "a:b", "3:3"):
         with pytest.raises(UserError, match="names no steps"):
             parse_steps(bad)
+    profile = Profile(Path("run"), range(10, 13))
+    runs = [(0, 9), (0, 10), (11, 100), (12, 100)]  # updates done before, and in all
+    assert [profile.within(*run) for run in runs] == [False, True, True, False]

@@ -7,6 +7,8 @@ import signal
 import numpy as np
 import pytest
 
+from slm_jax.errors import UserError
+from slm_jax.training import checkpoint
 from slm_jax.training.distributed import PREEMPTED
 from slm_jax.training.fit import FitConfig, fit
 
@@ -42,3 +44,13 @@ def test_held_out_losses_are_logged_at_every_checkpoint(tmp_path):
     lines = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     judged = [line for line in map(json.loads, lines) if "held_out/mel" in line]
     assert [(line["step"], line["held_out/mel"]) for line in judged] == [(4, 6.0), (8, 28.0)]
+
+
+def test_a_step_whose_loss_is_no_number_is_not_saved_though_none_is_logged(tmp_path):
+    def step(state, batch, key):
+        return {"last": batch}, {"loss": np.float32(np.nan if batch == 5 else 0)}
+
+    config = FitConfig(20, log_every=10, save_every=4)
+    with pytest.raises(UserError, match="not finite at step 8"):
+        fit(tmp_path, "stage", config, {"last": np.float32(0)}, step, np.float32, 0)
+    assert checkpoint.steps_in(tmp_path / "checkpoints" / "stage") == [4]

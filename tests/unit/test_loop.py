@@ -1,6 +1,7 @@
 """The loop of a tiny run that is interrupted and continued: what it keeps, logs, and never waits
 for."""
 
+import contextlib
 import dataclasses
 import gzip
 import json
@@ -18,8 +19,9 @@ from tensorboardX.proto.event_pb2 import Event
 from slm_jax import config
 from slm_jax.data.ahead import Reading
 from slm_jax.errors import UserError
-from slm_jax.training import checkpoint, loop, metrics
+from slm_jax.training import checkpoint, loop, metrics, run_folder
 from slm_jax.training.digest import digest
+from slm_jax.training.distributed import Preemption
 from slm_jax.training.watch import Watch
 from slm_jax.training.writers import Clip
 
@@ -51,7 +53,8 @@ def run(tmp_path_factory):
     Returns:
       "dir"; "before", the lines of metrics.jsonl that the first process left; "reads" and "waits",
       who of ours had arrays read on the host, or waited for the device, in the second; "guarded",
-      how often an implicit transfer was refused between its steps.
+      how often an implicit transfer was refused between its steps; "compiled", which programs were,
+      and whether the loop had asked by then if it was to stop.
     """
     root = tmp_path_factory.mktemp("loop")
     for seed, name in enumerate(MIXTURE):
@@ -70,10 +73,10 @@ def run(tmp_path_factory):
     with pytest.raises(Killed):
         loop.train(job, listen=dying)
     found = {"dir": job.run_dir, "before": metrics.read(job.run_dir / metrics.FILE)}
-    found |= {"reads": [], "waits": [], "guarded": 0, "job": job}
+    found |= {"reads": [], "waits": [], "guarded": 0, "job": job, "compiled": []}
 
     thread, value, trained = threading.get_ident(), ArrayImpl._value, Watch.trained
-    wait = jax.block_until_ready
+    wait, stop, asked = jax.block_until_ready, Preemption.stop, []
 
     def read(array):
         if threading.get_ident() == thread:
@@ -90,11 +93,22 @@ def run(tmp_path_factory):
         found["guarded"] += 1
         return trained(self, entry)
 
+    def stopping(self):
+        asked.append(True)
+        return stop(self)
+
+    def compiled(event, _seconds, fun_name="", **_):
+        if event.endswith("/backend_compile_duration"):
+            found["compiled"].append((fun_name, bool(asked)))
+
+    jax.monitoring.register_event_duration_secs_listener(compiled)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Preemption, "stop", stopping)
         patch.setattr(ArrayImpl, "_value", property(read))
         patch.setattr(jax, "block_until_ready", waiting)
         patch.setattr(Watch, "trained", watched)
         found["outcome"] = loop.train(job, profile_steps=range(6, 8), listen=listen)
+    jax.monitoring.unregister_event_duration_listener(compiled)
     found["lines"] = metrics.read(job.run_dir / metrics.FILE)
     return found
 
@@ -121,12 +135,35 @@ def test_an_implicit_transfer_between_steps_is_refused(run):
     assert run["guarded"] >= STEPS - SAVED
 
 
+def test_nothing_of_the_loop_compiles_once_a_step_is_done(run):
+    """A SIGTERM would be heard after that."""
+    named = ("jit(step)", "jit(evaluate)")
+    assert {name for name, asked in run["compiled"] if not asked} >= {*named}
+    assert not [name for name, asked in run["compiled"] if asked and name in named]
+
+
 def test_metrics_come_out_one_step_late():
     deferred = metrics.Deferred()
     assert deferred.push(1, {"loss": jax.numpy.float32(1.5)}) is None
     assert deferred.push(2, {"loss": jax.numpy.float32(2.5)}) == (1, {"loss": 1.5})
     assert deferred.flush() == (2, {"loss": 2.5})
     assert deferred.flush() is None
+
+
+def test_a_full_disk_is_told_of_the_log_as_well(tmp_path):
+    log = metrics.Log(tmp_path, 0, [])
+    log._file.close()
+    log._file = open("/dev/full", "w")  # noqa: SIM115
+    with pytest.raises(UserError, match=r"no room to save what was measured in .*intact"):
+        log.write(1, "train", {})
+    with contextlib.suppress(OSError):  # it tries once more
+        log.close()
+
+
+def test_a_long_set_is_summed_exactly():
+    many, few = np.float32(1e9), np.float32(1e4)
+    found = metrics.add(metrics.add({}, {"text": (many, many)}), {"text": (few, few)})
+    assert found["text"] == (1e9 + 1e4, 1e9 + 1e4)
 
 
 def test_every_step_is_logged_once_over_the_restart(run):
@@ -163,6 +200,16 @@ def test_time_is_accounted_for_over_the_restart(run):
     assert last["goodput"] == pytest.approx(last["step_seconds"] / sum(spent.values()), rel=1e-3)
 
 
+def test_no_step_is_said_to_take_what_measuring_and_saving_do(run):
+    carried = [line for line in lines(run, "time") if line["step"] == SAVED][-1]
+    last = lines(run, "time")[-1]
+    spent = {name: last[name] - carried.get(name, 0) for name in last if name.endswith("_seconds")}
+    others = spent["eval_seconds"] + spent["save_seconds"]
+    assert others > 0.1  # else this shows nothing
+    steps = sum(line["seconds"] for line in lines(run, "train")[SAVED:])
+    assert steps < sum(spent.values()) - others + 0.05
+
+
 def test_the_wait_for_data_is_measured_each_step(run):
     waits = [line["data_wait"] for line in lines(run, "train")[SAVED:]]
     carried = [line for line in lines(run, "time") if line["step"] == SAVED][-1]
@@ -187,6 +234,17 @@ def test_a_best_that_nothing_measures_is_refused(run):
     with pytest.raises(UserError, match="'txet' is no held-out loss") as caught:
         loop.train(config.loads(text))
     assert "kl, speech, speech/0, speech/1, text, total" in caught.value.remedy
+
+
+def test_two_jobs_do_not_share_a_directory(run):
+    with (
+        run_folder.held(run["dir"]),
+        pytest.raises(UserError, match=f"another job trains in {run['dir']}"),
+    ):
+        loop.train(dataclasses.replace(run["job"], steps=STEPS + 1))
+    inside = dataclasses.replace(run["job"], runs=str(run["dir"] / metrics.FILE))
+    with pytest.raises(UserError, match=r"cannot be written to .*Not a directory"):
+        loop.train(inside)
 
 
 def test_the_profile_holds_the_steps_asked_for(run):

@@ -112,7 +112,8 @@ def test_label_smoothing_and_z_loss_are_those_of_the_formulas():
     loss = LossWeights(label_smoothing=0.1, z_loss=0.01).token_loss
     got = loss(jnp.asarray(logits), jnp.asarray(targets), jnp.ones((2, 5)))
     np.testing.assert_allclose(got, want, rtol=1e-5)
-    for bad in ({"label_smoothing": 1.0}, {"z_loss": -1.0}):
+    nothing = {"text": 0.0, "speech": 0.0, "kl": 0.0}
+    for bad in ({"label_smoothing": 1.0}, {"z_loss": -1.0}, nothing):
         with pytest.raises(ValueError, match=next(iter(bad))):
             LossWeights(**bad)
 

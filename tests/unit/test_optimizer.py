@@ -291,7 +291,8 @@ def test_a_pattern_that_matches_nothing_names_the_nearest():
     "bad",
     [
         {"learning_rate": 0.0},
-        {"b1": 1.1},
+        {"b1": 1.0},
+        {"b2": 1.0},
         {"warmup_steps": -1},
         {"groups": {"(": 1.0}},
         {"groups": {"a": -1.0}},

@@ -1,15 +1,21 @@
 """Which steps are left out, what stays as it was then, and the wrapper in the trainer's step."""
 
+from unittest.mock import Mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tiny_job
 
+from slm_jax import config
 from slm_jax.training import optimizer as optimizers
-from slm_jax.training import skipstep, state, step
+from slm_jax.training import setup, skipstep, state, step
+from slm_jax.training.goodput import Goodput
 from slm_jax.training.optimizer import Optimizer
 from slm_jax.training.skipstep import SkipSpikes
+from slm_jax.training.watch import Watch
 
 PARAMS = {"a": jnp.ones(3)}
 CONFIG = SkipSpikes(window=16, threshold=5.0)
@@ -131,3 +137,18 @@ def test_its_state_is_placed_like_the_weights():
 def test_range(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         SkipSpikes(**bad)
+
+
+def test_the_rate_that_is_logged_is_that_of_the_update():
+    """The schedule does not advance at a step that is left out."""
+    job = config.loads(tiny_job.gin("data", "runs"))
+    written = []
+    watch = Watch(setup.make(job), None, np.arange(8), Mock(), Mock(), Goodput())
+    watch.log.write = lambda at, split, losses, **numbers: written.append(numbers)
+    measured = {"losses": {}, "finite": True, "objective": 1.0, "grad_norm": 1.0, "digest": 1}
+    for skipped in ({}, {"skipped": 3}):
+        watch.trained((9, (measured | skipped, np.ones((8, 48), np.int32), 0.0)))
+    rate = optimizers.schedule(job.optimizer, job.steps)
+    found = [numbers["learning_rate"] for numbers in written if "learning_rate" in numbers]
+    assert found == pytest.approx([float(rate(8)), float(rate(5))])
+    assert found[0] != pytest.approx(found[1])

@@ -54,6 +54,7 @@ def test_checkpoints_that_appear_are_measured_once_until_the_last(run, copy, cap
         time.sleep(0.1)
     thread.join(timeout=300)
     assert not thread.is_alive()
+    assert f"{copy} has no config.gin yet: waiting" in capsys.readouterr().out
     found, expected = measured(copy / "held_out"), measured(run)
     assert [step for step, _ in found] == [2, 4, 6]
     for (_, ours), (_, loops) in zip(found, expected, strict=True):
@@ -61,7 +62,6 @@ def test_checkpoints_that_appear_are_measured_once_until_the_last(run, copy, cap
     assert list((copy / "held_out" / "tensorboard").glob("events*"))
     assert measured(copy) == expected  # the run's own log is not touched
 
-    capsys.readouterr()
     watch.watch(copy, fetch.locate, 0.05)  # starts again: nothing is left to do
     assert measured(copy / "held_out") == found
     assert "held out after" not in capsys.readouterr().out
