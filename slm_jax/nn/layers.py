@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from slm_jax.nn.remat import POLICIES, Remat, of_product, recomputed
+from slm_jax.nn import remat as remats
+from slm_jax.nn.remat import Remat, of_product, recomputed
 from slm_jax.nn.tree import merge, pure_params
 
 Axes = tuple[str | None, ...]
@@ -214,6 +215,4 @@ def scan_layers(
         layer_params, x = inputs
         return body(merge(graphdef, layer_params), carry, x)
 
-    if remat != "none":
-        step = jax.checkpoint(step, policy=POLICIES[remat], prevent_cse=False)
-    return jax.lax.scan(step, carry, (params, xs))
+    return jax.lax.scan(remats.layer(step, remat), carry, (params, xs))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
-from typing import Literal
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
 
 import jax
 from jax.ad_checkpoint import checkpoint_name
@@ -16,6 +19,7 @@ Remat = Literal["none", "dots", "attention", "offload", "full"]
 
 _ATTENTION, _MLP, _PRODUCT = "attention", "mlp", "product"
 _policies = jax.checkpoint_policies
+_ignored: contextvars.ContextVar[bool] = contextvars.ContextVar("ignored", default=False)
 POLICIES = {
     "none": None,
     "dots": _policies.save_from_both_policies(
@@ -34,6 +38,23 @@ POLICIES = {
 # For functions whose inside costs less to compute again than to write and read: of these the
 # backward pass keeps what goes in, whatever the policy.
 recomputed = functools.partial(jax.checkpoint, prevent_cse=False)
+
+
+def layer(function: Callable[..., Any], remat: Remat) -> Callable[..., Any]:
+    """The function of a scanned layer, of which the backward pass keeps what `remat` says."""
+    if remat == "none" or _ignored.get():
+        return function
+    return jax.checkpoint(function, policy=POLICIES[remat], prevent_cse=False)
+
+
+@contextlib.contextmanager
+def ignored() -> Iterator[None]:
+    """Traces layers inside as with "none", whatever they say: nothing is computed again."""
+    token = _ignored.set(True)
+    try:
+        yield
+    finally:
+        _ignored.reset(token)
 
 
 def of_attention(x: jax.Array) -> jax.Array:

@@ -3,8 +3,8 @@
 XLA's own count is no use here (it counts the body of a scan once), and published formulas differ
 by up to two times (full or causal attention, padding or not), so this one says what it counts:
 two operations a multiply-add, matrix products alone, attention over half of each segment's
-square, nothing for padding or recomputation. `counted` takes any function instead, as it is:
-padding, whole squares and recomputation included.
+square, nothing for padding or recomputation. `counted` takes any function instead: padding and
+whole squares included, what `remat` has the backward pass compute again still left out.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from jax.interpreters import partial_eval
 
 from slm_jax.models.backbone import BackboneConfig
-from slm_jax.nn import attention
+from slm_jax.nn import attention, remat
 from slm_jax.training import chips
 
 # Of a `SpeechLM`: what they compute goes into the loss alone.
@@ -106,13 +106,15 @@ def _attention(config: BackboneConfig, segments: np.ndarray) -> float:
 def counted(function: Callable[..., Any], *args: Any) -> float:
     """Operations of the products that the results of `function(*args)` need; traced, not run.
 
+    Each once: layers are traced as if they kept everything for the backward pass.
+
     Args:
       args: arrays or ShapeDtypeStructs.
 
     Raises:
       ValueError: a product stands in a loop whose length is not known.
     """
-    with attention.using("xla"):  # inside a kernel no products can be seen
+    with attention.using("xla"), remat.ignored():  # inside a kernel no products can be seen
         jaxpr = jax.make_jaxpr(function)(*args).jaxpr
     # What a gradient's rule makes for weights that are held still is never computed, as in XLA.
     return _products(partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0])

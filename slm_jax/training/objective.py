@@ -69,12 +69,31 @@ def _of_grid(
         token_loss = cross_entropy if key is None else job.losses.token_loss
         return tree.merge(graphdef, params).losses(batch, key, token_loss)
 
+    a_row = traced_work(sums, coefficients, abstract, moving, example)
+    return Objective(sums, module.weights, coefficients, lambda segments: a_row * len(segments))
+
+
+def traced_work(
+    sums: step.LossSums,
+    coefficients: Mapping[str, float],
+    params: tree.Params,
+    moving: frozenset[str],
+    batch: step.Batch,
+) -> float:
+    """Operations of the losses and of the gradients of what moves, as `flops.counted` counts.
+
+    Args:
+      sums, coefficients: of an objective without a reference.
+      params: of the model, or their shapes.
+      moving: paths of those that the optimizer changes.
+      batch: its rows are counted in whole, padding included.
+    """
+
     def total(moving: tree.Params, held: tree.Params, batch: step.Batch) -> jax.Array:
         found = sums(step.join(moving, held), {}, batch, None)
         return sum(found[name] for name in coefficients)
 
-    a_row = flops.counted(jax.grad(total), *step.split(abstract, moving), example)
-    return Objective(sums, module.weights, coefficients, lambda segments: a_row * len(segments))
+    return flops.counted(jax.grad(total), *step.split(params, moving), batch)
 
 
 def _of_words(job: TrainJob, graphdef: nnx.GraphDef, moving: frozenset[str] | None) -> Objective:

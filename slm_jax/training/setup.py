@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from slm_jax.data.rows import pack_row, stack
 from slm_jax.errors import UserError
@@ -79,7 +79,7 @@ def make(job: TrainJob, devices: Sequence[jax.Device] | None = None) -> Program:
         update = optimizer.make(job.optimizer, job.steps)
         state = states.abstract_state(params, update, moving, averages=job.optimizer.ema > 0)
         reference = _reference(job, params)
-        batch = _batch(job, mesh)
+        batch = batch_of(job, mesh)
         aim = objective.make(job, graphdef, params, _padding(job), moving)
         best.check(job.checkpoints.best, jax.eval_shape(aim.weights, batch).keys())
     whole = partitioning.replicated(mesh)
@@ -146,7 +146,8 @@ def _padding(job: TrainJob) -> dict[str, Any]:
     return stack([pack_row(job.system.layout, job.seq_len, (), None)])
 
 
-def _batch(job: TrainJob, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+def batch_of(job: TrainJob, mesh: Mesh | AbstractMesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """The global batch of a step, with shardings."""
     padding = _padding(job)
     placed = partitioning.batch_shardings(padding, mesh)
     return {

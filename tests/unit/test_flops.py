@@ -10,8 +10,9 @@ import tiny_job
 from flax import nnx
 
 from slm_jax import config
+from slm_jax.evaluation.compare import budget
 from slm_jax.models.backbone import Backbone, BackboneConfig
-from slm_jax.nn import tree
+from slm_jax.nn import attention, tree
 from slm_jax.training import flops, setup, step
 from slm_jax.training.optimizer import Optimizer
 
@@ -69,3 +70,48 @@ def test_a_job_counts_what_its_groups_leave(grid):
     everything, heads = work(), work(**{".*": 0.0, "heads/.*kernel": 1.0})
     frozen = work(**{"backbone/layers/.*": 0.0})
     assert heads < 0.6 * everything < frozen < everything
+
+
+def test_squares_are_whole_however_they_are_computed():
+    """A CPU takes long rows head by head, and leaves out blocks that no query sees."""
+    columns, heads, width = 512, 4, 8
+    q = jax.ShapeDtypeStruct((1, columns, heads, width), jnp.float32)
+
+    def attend(q, k, v):
+        return (attention.attention(q, k, v, attention.MaskSpec(causal=True)) ** 2).sum()
+
+    once = 2 * 2 * heads * width * columns**2
+    assert flops.counted(attend, q, q, q) == once
+    assert flops.counted(jax.grad(attend, argnums=(0, 1, 2)), q, q, q) == 3 * once
+
+
+def test_what_is_computed_again_is_not_counted():
+    """Backbone and depth transformer cost the same whatever they keep for the backward pass."""
+    files = ["pretrain.gin", "systems/moshi.gin", "systems/tiny/moshi.gin"]
+
+    def work(remat):
+        bound = [f"BackboneConfig.remat={remat}", f"DepthConfig.remat={remat}"]
+        job = config.load(files, ["SEQ_LEN=64", "BATCH_SIZE=8", *bound])
+        made = setup.make(job, jax.devices()[:1])
+        again = jax.make_jaxpr(made.step)(made.state, made.batch, made.reference)
+        return made.objective.work(np.ones((8, 64), int)), flops._products(again.jaxpr)
+
+    (kept, plain), (full, more) = work("none"), work("full")
+    assert kept == full
+    assert more > plain  # the program does compute products again
+
+
+@pytest.mark.parametrize("held", ["backbone/layers/.*", "backbone/layers/mlp/.*"])
+def test_a_row_of_a_comparison_has_no_gradient_of_what_is_held_still(held):
+    sizes = {"BackboneConfig.lora_rank": 0, "LossWeights.kl": 0.0}
+    job = config.loads(tiny_job.gin("unused", "unused", **sizes))
+    columns, model = np.array([job.seq_len]), job.system.model
+
+    def both(**groups):
+        one = dataclasses.replace(job, optimizer=Optimizer(groups=groups))
+        moving = setup.make(one, jax.devices()[:1]).moving
+        closed = flops.step(model.backbone, columns, model.codebooks, moving=moving)
+        return np.array([budget.row_operations(one), closed])
+
+    traced, closed = both() - both(**{held: 0.0})
+    assert traced == closed > 0

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
-from flax import nnx
 
-from slm_jax.data.rows import pack_row, stack
 from slm_jax.data.schema import Record
 from slm_jax.errors import UserError
 from slm_jax.evaluation.compare.job import CompareJob
 from slm_jax.models.system import System
 from slm_jax.nn import tree
 from slm_jax.streams import fingerprint
-from slm_jax.training import flops, objective
+from slm_jax.training import objective, setup
 from slm_jax.training.checkpoint import Checkpoints
 from slm_jax.training.job import TrainJob
 from slm_jax.training.losses import LossWeights
@@ -90,7 +88,7 @@ def train_job(
         prompts=0,
         runs=str(job.run_dir),
     )
-    row = row_operations(wanted, records[0])
+    row = row_operations(wanted)
     share = plan(row, job.operations, job.steps, jax.device_count())
     planned = dataclasses.replace(
         wanted,
@@ -104,18 +102,14 @@ def train_job(
     return dataclasses.replace(planned, name=f"{name}-{content[:8]}"), share
 
 
-def row_operations(job: TrainJob, record: Record) -> float:
-    """Operations of a row, forward and backward: of whole squares of attention, and of padding."""
-    row = stack([pack_row(job.system.layout, job.seq_len, (record,), (0,))])
-    module = nnx.eval_shape(lambda: job.system.build(nnx.Rngs(0)))
-    graphdef, abstract = tree.pure_params(module)
-    aim = objective.make(job, graphdef, abstract, row)
+def row_operations(job: TrainJob) -> float:
+    """Operations of a row, forward and backward: of whole squares of attention, and of padding.
 
-    def total(params: tree.Params, batch: Any) -> jax.Array:
-        found = aim.sums(params, {}, batch, None)
-        return sum(found[name] for name in aim.coefficients)
-
-    return flops.counted(jax.grad(total), abstract, row)
+    What the optimizer holds still costs its forward, and the way back to what moves below it.
+    """
+    program = setup.make(dataclasses.replace(job, batch_size=1), jax.devices()[:1])
+    aim, params = program.objective, program.state["params"]
+    return objective.traced_work(aim.sums, aim.coefficients, params, program.moving, program.batch)
 
 
 def parameters(params: tree.Params, text_ids: int) -> tuple[int, int]:
