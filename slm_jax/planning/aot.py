@@ -53,7 +53,7 @@ class Compiled:
       chips: of it.
       mesh: sizes of its axes.
       accumulate: microbatches of a step.
-      peak, limit: bytes of HBM that a chip needs at most, and has.
+      peak, limit: bytes of HBM in use at most, with the program, and those that a chip has.
       arguments: bytes of `peak` that are state and batch.
       collectives: how often each stands in the program; those of a scanned layer stand there once.
       kernels: Pallas kernels in the program, and attention by cuDNN.
@@ -112,13 +112,8 @@ def compile_step(job: TrainJob, name: str) -> Compiled:
         except jax.errors.JaxRuntimeError as error:
             raise _explained(error, program, accelerator) from None
     found = compiled.memory_analysis()
-    peak = (
-        found.argument_size_in_bytes
-        + found.output_size_in_bytes
-        - found.alias_size_in_bytes
-        + found.temp_size_in_bytes
-        + found.generated_code_size_in_bytes
-    )
+    # Not the sum of arguments, temporaries and results: what one result leaves another may take.
+    peak = found.peak_memory_in_bytes + found.generated_code_size_in_bytes
     if peak > accelerator.chip.memory:  # that for TPUs refuses it itself
         raise _too_large(peak, program, accelerator)
     text = compiled.as_text()

@@ -39,8 +39,7 @@ def batch(program: Program) -> str:
 def memory_of(program: Program) -> str:
     """Bytes on one device; `slm_jax.planning.memory` says what is counted."""
     found = memory.of(program.job, program.mesh.abstract_mesh)
-    sizes = found._asdict() | {"batch": memory.on_device(program.batch)}
-    sizes |= {"in all": sum(sizes.values())}
+    sizes = found._asdict() | {"in all": found.total}
     rows = [("memory of one device", ""), *((k, _bytes(v)) for k, v in sizes.items())]
     return _aligned(rows)
 

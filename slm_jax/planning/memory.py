@@ -4,21 +4,23 @@
     optimizer    the same of its moments, and of the average of the weights if there is one
     gradients    as the parameters that move, in float32; once more where microbatches are added up
     reference    the KL's frozen LLM, where LoRA does not make it the model itself
-    activations  what the backward pass reads of the forward pass of one microbatch under
-                 `Llm.remat`, and of one layer more, which is computed again
+    copies       of all matrices in the dtype of products, if that is another: a compiler makes them
+                 once for all layers and microbatches
+    batch        the rows of a step
+    activations  the most that is alive beside these forward and backward in one microbatch
+                 (`slm_jax.planning.liveness`), in the traced program of one device's share: its
+                 rows, its columns (`Parallel.context`), and of the backbone its heads and its part
+                 of the MLP (`Parallel.tensor`)
 
-Activations are counted in the traced program of one device's share: its rows, its columns
-(`Parallel.context`), and of the backbone its heads and its part of the MLP (`Parallel.tensor`).
-For a decoder of L layers, a layer keeps of each column, in bytes of the compute dtype, with width
-D, query heads H, key heads K of width h, and MLP width F:
+Among what is alive is what the backward pass reads of the forward pass. For a decoder of L layers,
+a layer keeps of each column, in bytes of the compute dtype, with width D, query heads H, key heads
+K of width h, and MLP width F:
 
     full       D
     attention  D + 2 (H + K) h
     dots       2 D + (H + 2 K) h + 2 F
 
-What is made and dropped within the backward pass of a function (the gradient of the logits) and
-what a compiler adds (gathered weights, buffers, fragmentation) is not in it: `launch/plan.py --aot`
-asks the compiler.
+`launch/plan.py --aot` asks the compiler; docs/planning.md says how far it is from these.
 """
 
 from __future__ import annotations
@@ -28,12 +30,14 @@ import math
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
-from jax.extend.core import Literal
+from jax.extend.core import Jaxpr
 from jax.sharding import AbstractDevice, AbstractMesh
 
 from slm_jax.errors import UserError
 from slm_jax.nn import placement, tree
+from slm_jax.planning import liveness
 from slm_jax.planning.accelerators import Accelerator
 from slm_jax.training import partitioning, setup, state, step
 from slm_jax.training.job import TrainJob
@@ -46,6 +50,8 @@ class Memory(NamedTuple):
     optimizer: float
     gradients: float
     reference: float
+    copies: float
+    batch: float
     activations: float
 
     @property
@@ -89,7 +95,7 @@ def of(job: TrainJob, mesh: AbstractMesh) -> Memory:
       mesh: of `mesh_of`.
     """
     alone = setup.make(share_of(job, mesh), jax.devices()[:1])
-    return held(job, mesh, alone)._replace(activations=activations(alone, mesh.abstract_device))
+    return held(job, mesh, alone)._replace(activations=activations(job, mesh, alone))
 
 
 def held(job: TrainJob, mesh: AbstractMesh, alone: setup.Program) -> Memory:
@@ -99,21 +105,25 @@ def held(job: TrainJob, mesh: AbstractMesh, alone: setup.Program) -> Memory:
       job, mesh: as of `of`.
       alone: of the job's share that one device computes.
     """
-
-    def build() -> nnx.Module:
-        return job.system.build(nnx.Rngs(job.seed))
-
-    _, params = state.skeleton(build, job.parallel.rules, mesh)
+    params = _placed(job, mesh)
     averages = "ema" in alone.state
     whole = state.abstract_state(params, alone.update, alone.moving, averages)
     moving = step.split(params, alone.moving)[0]
-    flat = tree.flatten(params)
+    reference = _reference(params, alone)
+    width = jnp.dtype(job.system.model.backbone.dtype).itemsize
+    matrices = [leaf for leaf in jax.tree.leaves([params, reference]) if len(leaf.shape) > 1]
     return Memory(
-        on_device(params),
-        on_device([part for name, part in whole.items() if name != "params"]),
-        on_device(moving) * (1 if job.accumulate == 1 else 2),
-        on_device([flat[path] for path in tree.flatten(alone.reference)]),
-        0.0,
+        parameters=on_device(params),
+        optimizer=on_device([part for name, part in whole.items() if name != "params"]),
+        gradients=on_device(moving) * (1 if job.accumulate == 1 else 2),
+        reference=on_device(reference),
+        copies=math.fsum(
+            on_device(leaf) * width / leaf.dtype.itemsize
+            for leaf in matrices
+            if leaf.dtype.itemsize != width
+        ),
+        batch=on_device(setup.batch_of(job, mesh)),
+        activations=0.0,
     )
 
 
@@ -127,16 +137,20 @@ def on_device(abstract: Any) -> float:
     )
 
 
-def activations(program: setup.Program, device: AbstractDevice) -> float:
-    """Bytes of activations of one microbatch of a program of one device."""
-    backbone = program.job.system.model.backbone
-    assert backbone is not None, "a resolved job has a backbone"
-    saved = kept(program, device)
-    if backbone.remat == "none":
-        return saved
-    without = _with_backbone(program.job, remat="none")
-    everything = kept(setup.make(without, [*program.mesh.devices.flat]), device)
-    return saved + (everything - saved) / backbone.layers
+def activations(job: TrainJob, mesh: AbstractMesh, alone: setup.Program) -> float:
+    """Bytes that are alive forward and backward in a microbatch, and are not the gradients'.
+
+    Args:
+      job, mesh, alone: as of `held`.
+    """
+    params = _placed(job, mesh)
+    moving, held = step.split(params, alone.moving)
+    arguments = [_share(x) for x in jax.tree.leaves((moving, held, _reference(params, alone)))]
+    device = mesh.abstract_device
+    traced = gradient(alone, device)
+    arguments += [1.0] * (len(traced.invars) - len(arguments))  # of the batch, which is its own
+    results = [_share(x) for x in jax.tree.leaves(moving)]
+    return liveness.peak(traced, arguments, results, device.platform) - on_device(moving)
 
 
 def share_of(job: TrainJob, mesh: AbstractMesh) -> TrainJob:
@@ -161,8 +175,8 @@ def share_of(job: TrainJob, mesh: AbstractMesh) -> TrainJob:
     return _with_backbone(alone, **parts)
 
 
-def kept(program: setup.Program, device: AbstractDevice) -> float:
-    """Bytes that the backward pass reads of the forward pass, parameters and batch excepted.
+def gradient(program: setup.Program, device: AbstractDevice) -> Jaxpr:
+    """(moving and held parameters, reference, batch) -> gradients of what moves, traced.
 
     Args:
       program: of one device, without microbatches.
@@ -176,13 +190,29 @@ def kept(program: setup.Program, device: AbstractDevice) -> float:
             found = aim.sums(step.join(moving, held), reference, batch, jax.random.key(0))
             return sum(found[name] for name in aim.coefficients)
 
-        return jax.vjp(total, moving)[1]
+        return jax.grad(total)(moving)
 
     with jax.sharding.use_abstract_mesh(_mesh((1,) * len(placement.MESH_AXES), device)):
-        traced = jax.make_jaxpr(backward)(moving, held, program.reference, program.batch).jaxpr
-    saved = {var for var in traced.outvars if not isinstance(var, Literal)} - {*traced.invars}
-    here = [var.aval for var in saved if var.aval.memory_space != jax.memory.Space.Host]
-    return float(sum(aval.size * aval.dtype.itemsize for aval in here))
+        return jax.make_jaxpr(backward)(moving, held, program.reference, program.batch).jaxpr
+
+
+def _placed(job: TrainJob, mesh: AbstractMesh) -> tree.Params:
+    """The parameters as they lie on the mesh."""
+
+    def build() -> nnx.Module:
+        return job.system.build(nnx.Rngs(job.seed))
+
+    return state.skeleton(build, job.parallel.rules, mesh).params
+
+
+def _reference(params: tree.Params, alone: setup.Program) -> list[jax.ShapeDtypeStruct]:
+    flat = tree.flatten(params)
+    return [flat[path] for path in tree.flatten(alone.reference)]
+
+
+def _share(leaf: jax.ShapeDtypeStruct) -> float:
+    """How much of an array lies on one device."""
+    return math.prod(leaf.sharding.shard_shape(leaf.shape)) / math.prod(leaf.shape)
 
 
 def _mesh(sizes: tuple[int, ...], device: AbstractDevice) -> AbstractMesh:
