@@ -2,7 +2,9 @@
 
 import dataclasses
 import importlib.util
+import itertools
 import json
+import math
 import runpy
 import shlex
 
@@ -132,6 +134,18 @@ def test_every_system_takes_the_pretraining_job(name):
     assert aot.spread_over(job, 256).accumulate == 1
 
 
+def in_tiles(leaf):
+    """Bytes on one TPU: tiles of 8 x 128 numbers, of whichever two axes take the least."""
+    shape = leaf.sharding.shard_shape(leaf.shape)
+    size = math.prod(shape) * leaf.dtype.itemsize
+    if len(shape) < 2:
+        return math.ceil(size / 512) * 512
+    return min(
+        size // (rows * lanes) * (math.ceil(rows / 8) * 8) * (math.ceil(lanes / 128) * 128)
+        for rows, lanes in itertools.permutations(shape, 2)
+    )
+
+
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
 def test_a_committed_result_is_of_the_system_as_it_is(path):
     """The compiler's count of state and batch is that of today's shapes, on the same slice."""
@@ -149,8 +163,8 @@ def test_a_committed_result_is_of_the_system_as_it_is(path):
     moves = tree.flatten(trainable(params, job.trains))
     moving = optimizer.moving(job.optimizer, (path for path, on in moves.items() if on))
     whole = state.abstract_state(params, optimizer.make(job.optimizer, job.steps), moving)
-    held = memory.on_device([whole, setup.batch_of(job, mesh)])
-    assert found["arguments"] == pytest.approx(held, rel=0.01)
+    held = sum(map(in_tiles, jax.tree.leaves([whole, setup.batch_of(job, mesh)])))
+    assert found["arguments"] == pytest.approx(held, rel=1e-3)
 
 
 def test_the_page_has_the_results():
