@@ -161,12 +161,15 @@ class TestMemory:
         alive = [memory.of(one, memory.mesh_of(one, ONE)).activations for one in (deep, shallow)]
         assert (alive[0] - alive[1]) / 2 == ROWS * COLUMNS * a_column * 4
 
-    @pytest.mark.parametrize(("remat", "lora"), [("none", 0), ("dots", 2)])
-    def test_xla_allocates_as_much(self, remat, lora):
+    @pytest.mark.parametrize(
+        ("remat", "lora", "layers"), [("none", 0, LAYERS), ("dots", 2, LAYERS), ("full", 2, 24)]
+    )
+    def test_xla_allocates_as_much(self, remat, lora, layers):
         """Gradients and activations are what XLA calls temporary, where most of it is what layers
         keep: of the inside of one layer XLA:CPU, late to free it, takes twice what is alive.
         """
-        one = job(**{"BackboneConfig.remat": remat, "BackboneConfig.lora_rank": lora})
+        settings = {"remat": remat, "lora_rank": lora, "layers": layers}
+        one = job(**{f"BackboneConfig.{name}": value for name, value in settings.items()})
         program = setup.make(one, jax.devices()[:1])
         told = memory.of(one, program.mesh.abstract_mesh)
         with jax.set_mesh(program.mesh):
